@@ -1,0 +1,23 @@
+package image
+
+import "github.com/pageferry/pageferry/page"
+
+// MaxInlineMemory is the most bytes of a shared memory object that are carried
+// inside the image; what is larger travels with the pages.
+const MaxInlineMemory = 1 << 20
+
+// Memory says which pages of one address space have content, and how each must
+// reach the destination. The sets do not overlap and are page aligned. What is
+// in none of them is a hole (zeros) or comes from a file there.
+type Memory struct {
+	Space page.Space
+	// Lazy pages may arrive after the process runs: userfaultfd traps them.
+	Lazy page.Set
+	// Eager pages must be in place before it runs, because nothing would trap
+	// an access: changed pages of private file mappings, and of shared memory
+	// that is reachable by a descriptor or through two mappings.
+	Eager page.Set
+	// Hot pages are part of Lazy. The kernel or the program touches them at
+	// once (rseq areas, robust lists, stack tops): send them first.
+	Hot page.Set
+}

@@ -1,0 +1,104 @@
+package migrate
+
+import (
+	"context"
+
+	"github.com/pageferry/pageferry/page"
+	"github.com/pageferry/pageferry/transport"
+)
+
+// Memory says which pages of one address space have content; see
+// checkpoint/image.Memory, of which it is the form on the wire.
+type Memory struct {
+	Space page.Space
+	Lazy  page.Set // may arrive after the process runs
+	Eager page.Set // must be in place before it runs
+	Hot   page.Set // part of Lazy, touched at once
+}
+
+// State is the process at the freeze: an opaque image (checkpoint/image.Encode)
+// and the map of its memory.
+type State struct {
+	Image  []byte
+	Memory []Memory
+}
+
+// Process is a process at the source. Its methods are called by one goroutine
+// at a time, but Kill and Thaw must be safe at any moment after Isolate.
+type Process interface {
+	// Isolate moves the process into a child cgroup of its own.
+	Isolate(ctx context.Context) error
+	// Freeze stops every thread and captures. On error the process runs on.
+	Freeze(ctx context.Context) (State, error)
+	// Hold freezes the child cgroup and lets go of the threads: from here
+	// nothing but Thaw lets the process run, whatever dies.
+	Hold(ctx context.Context) error
+	// Thaw undoes Freeze, Hold and Isolate, in whatever state the process is:
+	// it runs on as if nothing had been. Idempotent.
+	Thaw(ctx context.Context) error
+	// Kill ends the frozen copy after its pages are no longer needed.
+	// Idempotent.
+	Kill(ctx context.Context) error
+	// ReadPages copies the pages of rs one after the other into buf. Safe for
+	// concurrent use after Freeze.
+	ReadPages(space page.Space, rs []page.Range, buf []byte) error
+	// Close lets go of handles and changes nothing about the process.
+	Close() error
+}
+
+// Arrival is the destination's side of one migration: skeleton, pager and
+// cgroup. Prepared by Host before the freeze.
+type Arrival interface {
+	// LaneKey is the one-time key that the lanes of this epoch are bound to.
+	LaneKey() []byte
+	// Rebuild makes the stopped process, registers its memory with the trap
+	// and leaves it held by its own frozen cgroup, untraced. Every eager page
+	// is in place when it returns, with all set every page.
+	Rebuild(ctx context.Context, st State, all bool) error
+	// Release lets the process run: a thaw, idempotent. pid is what the
+	// destination's host calls it.
+	Release(ctx context.Context) (pid int, err error)
+	// Fetch begins the background stream; it may be called before Release
+	// has returned. Idempotent.
+	Fetch(ctx context.Context) error
+	// Resident waits until the last page has arrived and nothing of the
+	// appliance is left in the process.
+	Resident(ctx context.Context) error
+	// Abort ends everything: no process, no pager, no cgroup, no file.
+	// Idempotent.
+	Abort(ctx context.Context) error
+	// NewEpoch forgets the lanes after a broken link and returns the key for
+	// the next ones.
+	NewEpoch(ctx context.Context) (epoch uint32, key []byte, err error)
+	// Stats is a snapshot for progress and the final report.
+	Stats() ArrivalStats
+	// Close lets go of handles; process and pager stay.
+	Close() error
+}
+
+// ArrivalStats counts pages and bytes at the destination.
+type ArrivalStats struct {
+	PagesTotal, PagesResident, PagesZero, PagesFaulted, PagesDouble uint64
+	BytesWire                                                       uint64
+	FaultP50us, FaultP99us, FaultMaxus                              float64
+}
+
+// Host is the destination's daemon as migrate sees it.
+type Host interface {
+	// Prepare decides whether to take what is offered (a *Refusal where not)
+	// and makes everything ready that can be before the freeze.
+	Prepare(ctx context.Context, id transport.MigrationID, offer Offer) (Arrival, error)
+}
+
+// Lanes is how the source opens its page lanes and serves them: the appliance's
+// adapter over a transport and migrate/stream.
+type Lanes interface {
+	// Open connects the urgent and bulk lanes of an epoch and begins to serve
+	// pages of p on them in the background.
+	Open(ctx context.Context, epoch uint32, key []byte, p Process) error
+	// Lost is closed or receives when a lane of the current epoch has failed.
+	Lost() <-chan error
+	// BytesSent on all page lanes so far.
+	BytesSent() uint64
+	Close() error
+}

@@ -1,0 +1,49 @@
+package migrate
+
+import "fmt"
+
+// Mode is when the pages move.
+type Mode string
+
+const (
+	ModeStop     Mode = "stop"     // all of them while the process stands still
+	ModePostCopy Mode = "postcopy" // after the switch
+)
+
+// Offer is what the source tells of the process before anything is touched, so
+// that the destination can refuse. Sizes in bytes.
+type Offer struct {
+	Mode         Mode     `cbor:"1,keyasint"`
+	HostPID      int      `cbor:"2,keyasint"` // at the source
+	PID          int      `cbor:"3,keyasint"` // to be kept, if it can
+	Comm         string   `cbor:"4,keyasint"`
+	Exe          string   `cbor:"5,keyasint"`
+	Threads      int      `cbor:"6,keyasint"`
+	MemoryBytes  uint64   `cbor:"7,keyasint"`
+	UID          uint32   `cbor:"8,keyasint"`
+	PageSize     int      `cbor:"9,keyasint"`
+	XFeatures    uint64   `cbor:"10,keyasint"`
+	XSize        uint32   `cbor:"11,keyasint"`
+	Kernel       string   `cbor:"12,keyasint"`
+	Machine      string   `cbor:"13,keyasint"`
+	Listeners    []string `cbor:"14,keyasint"` // addresses that must exist there, "tcp 10.0.0.1:6379"
+	Files        []string `cbor:"15,keyasint"` // paths that must exist there
+	Directories  []string `cbor:"16,keyasint"`
+	PIDNamespace string   `cbor:"17,keyasint"` // auto, host or new
+	PlainPages   bool     `cbor:"18,keyasint"` // page lanes without TLS
+	Lanes        int      `cbor:"19,keyasint"` // bulk lanes wanted
+	Trap         string   `cbor:"20,keyasint"` // auto or uffd
+	// Requires lists, by name, abilities beyond the base ("time-namespace",
+	// "posix-timer-restore"); an unknown one is refused.
+	Requires []string `cbor:"21,keyasint"`
+}
+
+// Refusal says that a host will not take a process, before anything was touched.
+type Refusal struct{ Reasons []string }
+
+func (r *Refusal) Error() string {
+	if len(r.Reasons) == 1 {
+		return "refused: " + r.Reasons[0]
+	}
+	return fmt.Sprintf("refused for %d reasons: %q", len(r.Reasons), r.Reasons)
+}

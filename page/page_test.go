@@ -1,0 +1,121 @@
+package page
+
+import (
+	"math/rand/v2"
+	"testing"
+)
+
+// The model of a Set is a plain array of booleans.
+func TestSetAgainstModel(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 1))
+	for range 200 {
+		const n = 128
+		var model [n]bool
+		var s Set
+		for range 60 {
+			a, b := Addr(r.IntN(n)), Addr(r.IntN(n))
+			rg := Range{min(a, b), max(a, b)}
+			add := r.IntN(2) == 0
+			var cut uint64
+			if add {
+				s.Add(rg)
+			} else {
+				for _, c := range s.Remove(rg) {
+					cut += c.Bytes()
+				}
+			}
+			for i := rg.Start; i < rg.End; i++ {
+				if !add && model[i] {
+					cut--
+				}
+				model[i] = add
+			}
+			if cut != 0 {
+				t.Fatalf("Remove(%v) returned %d bytes too many", rg, int64(cut))
+			}
+			var count uint64
+			for i, want := range model {
+				if want {
+					count++
+				}
+				if s.Contains(Addr(i)) != want {
+					t.Fatalf("Contains(%d) = %v", i, !want)
+				}
+			}
+			if s.Bytes() != count {
+				t.Fatalf("Bytes() = %d, want %d", s.Bytes(), count)
+			}
+			rs := s.Ranges()
+			for i := range rs {
+				if rs[i].Empty() || i > 0 && rs[i-1].End >= rs[i].Start {
+					t.Fatalf("ranges not canonical: %v", rs)
+				}
+			}
+			var gaps, in uint64
+			for _, g := range s.Gaps(rg) {
+				gaps += g.Bytes()
+			}
+			for _, g := range s.Intersect(rg) {
+				in += g.Bytes()
+			}
+			if gaps+in != rg.Bytes() {
+				t.Fatalf("gaps %d + inside %d != %d", gaps, in, rg.Bytes())
+			}
+		}
+	}
+}
+
+func TestBitmapRanges(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 7))
+	for range 300 {
+		n := 1 + r.IntN(300)
+		b := NewBitmap(n)
+		model := make([]bool, n)
+		for range 30 {
+			i := r.IntN(n)
+			j := i + r.IntN(n-i+1)
+			set := r.IntN(2) == 0
+			want := 0
+			for k := i; k < j; k++ {
+				if model[k] != set {
+					want++
+				}
+				model[k] = set
+			}
+			got := 0
+			if set {
+				got = b.AtomicSetRange(i, j)
+			} else {
+				got = b.AtomicClearRange(i, j)
+			}
+			if got != want {
+				t.Fatalf("range %d-%d set=%v changed %d bits, want %d", i, j, set, got, want)
+			}
+			count := 0
+			for k, v := range model {
+				if v {
+					count++
+				}
+				if b.AtomicGet(k) != v {
+					t.Fatalf("bit %d = %v", k, !v)
+				}
+			}
+			if b.Count() != count {
+				t.Fatalf("Count = %d, want %d", b.Count(), count)
+			}
+			k := r.IntN(n)
+			ns, nc := k, k
+			for ns < n && !model[ns] {
+				ns++
+			}
+			for nc < n && model[nc] {
+				nc++
+			}
+			if b.NextSet(k) != ns || b.NextClear(k) != nc {
+				t.Fatalf("NextSet/NextClear(%d) = %d/%d, want %d/%d", k, b.NextSet(k), b.NextClear(k), ns, nc)
+			}
+		}
+	}
+}
