@@ -1,0 +1,124 @@
+package appliance
+
+import (
+	"context"
+	"log/slog"
+	"os"
+
+	"github.com/pageferry/pageferry/migrate"
+	"github.com/pageferry/pageferry/transport"
+)
+
+// Engine is everything that touches a real process or a real pager. The daemon
+// is written against it and runs in tests on a fake; NewEngine is the real one.
+type Engine interface {
+	// Inspect says what pid is made of and what keeps it from moving. It
+	// touches nothing: no ptrace, no injected work.
+	Inspect(pid int, opts SourceOptions) (Inspection, error)
+	// NewSourceProcess takes hold of a process that is to leave, without
+	// stopping it, and says what the destination must know to decide. It fails
+	// with a *migrate.Refusal for a process that cannot be carried.
+	NewSourceProcess(pid int, opts SourceOptions) (migrate.Process, migrate.Offer, error)
+	// AdoptSource takes up a process that an earlier daemon left held (or
+	// about to be held) for migration id: it knows it by pid and cgroup.
+	AdoptSource(ctx context.Context, id transport.MigrationID, pid int, opts SourceOptions) (migrate.Process, error)
+	// NewLanes is the source's end of the page lanes. Nothing is dialled
+	// before Open.
+	NewLanes(opts LaneOptions) (migrate.Lanes, error)
+	// NewHost is the destination's end: skeletons, pagers, cgroups.
+	NewHost(opts HostOptions) (Host, error)
+}
+
+// Host is the destination's end of the engine.
+type Host interface {
+	migrate.Host
+	// Adopt takes up what an earlier daemon left of an arriving migration: its
+	// pager and its frozen or running process.
+	Adopt(ctx context.Context, id transport.MigrationID) (migrate.Arrival, error)
+	// Lane gives a connection, whose preamble has been read and nothing more,
+	// to the pager of the migration that lane names. It takes ownership of
+	// conn, also when it fails.
+	Lane(lane transport.LaneID, conn *os.File) error
+	// Close lets go of handles; pagers and processes live on.
+	Close() error
+}
+
+// SourceOptions is how a process is to leave. The zero value is the default.
+type SourceOptions struct {
+	Migration transport.MigrationID
+	Mode      migrate.Mode      // "": postcopy
+	Trap      string            // "" or "auto", "uffd"
+	TCP       string            // "" or "refuse"; "close" closes established connections at the switch
+	Addresses map[string]string // address here -> address there, for listeners
+	// PIDNamespace is "auto", "host" or "new"; "" is auto.
+	PIDNamespace string
+	// OnSourceExit is what the parent of the source's copy sees when it ends:
+	// "kill" (the default), "exit0" or "stop-unit".
+	OnSourceExit string
+	PlainPages   bool
+	BulkLanes    int
+	Logger       *slog.Logger // nil discards
+}
+
+// LaneOptions is where and how the source's page lanes go.
+type LaneOptions struct {
+	Migration transport.MigrationID
+	Address   string    // host:port of the destination's daemon
+	BulkLanes int       // besides the urgent one
+	TLS       *TLSFiles // nil: plain, bound by the one-time key alone
+	PeerName  string    // the name that the peer proved on the control lane
+	Logger    *slog.Logger
+}
+
+// HostOptions is what the destination's end needs to know of its daemon.
+type HostOptions struct {
+	StateDir string // survives a reboot: journals, event logs
+	RunDir   string // does not: sockets of the pagers
+	// Pager is the command that runs a pager; its first word is a path.
+	Pager       []string
+	TLS         *TLSFiles // nil: page lanes are plain
+	WindowBytes int64     // asked for and not yet arrived, per bulk lane
+	Logger      *slog.Logger
+}
+
+// TLSFiles are the paths of PEM files for mutual TLS.
+type TLSFiles struct {
+	CA   string `yaml:"ca" json:"ca"`
+	Cert string `yaml:"cert" json:"cert"`
+	Key  string `yaml:"key" json:"key"`
+}
+
+// Inspection is what a process is made of, item by item.
+type Inspection struct {
+	PID         int    `json:"pid"`
+	Comm        string `json:"comm"`
+	Exe         string `json:"exe"`
+	Threads     int    `json:"threads"`
+	MemoryBytes uint64 `json:"memory_bytes"`
+	// Parent and Unit say who would notice the end of the source's copy;
+	// Restarts says whether that one would start another.
+	Parent   string           `json:"parent"`
+	Unit     string           `json:"unit,omitempty"`
+	Restarts bool             `json:"restarts"`
+	Items    []InspectionItem `json:"items"`
+	Movable  bool             `json:"movable"`
+}
+
+// InspectionItem is one thing that a process has.
+type InspectionItem struct {
+	Kind    string `json:"kind"` // thread, mapping, descriptor, timer, ...
+	What    string `json:"what"`
+	Carried bool   `json:"carried"`
+	Reason  string `json:"reason,omitempty"` // why refused, or how carried
+}
+
+// Refusals lists the reasons why the process cannot move.
+func (in *Inspection) Refusals() []string {
+	var rs []string
+	for _, it := range in.Items {
+		if !it.Carried {
+			rs = append(rs, it.Kind+" "+it.What+": "+it.Reason)
+		}
+	}
+	return rs
+}
