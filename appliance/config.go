@@ -1,0 +1,217 @@
+package appliance
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/pageferry/pageferry/migrate"
+)
+
+// DefaultPort is where daemons listen for their peers.
+const DefaultPort = 7300
+
+// DefaultSocket is where the API of a daemon with default configuration is.
+const DefaultSocket = "/run/pageferry/api.sock"
+
+// Config is a daemon's configuration. Its zero value is the documented default,
+// but for one thing: either TLS or Insecure must be set, so that nobody runs
+// without authentication by oversight.
+type Config struct {
+	// Name is how this host calls itself to peers. Default: the host name.
+	Name string `yaml:"name"`
+	// Listen is the address for peers. Default ":7300".
+	Listen string `yaml:"listen"`
+	// TLS names the files for mutual TLS.
+	TLS *TLSFiles `yaml:"tls"`
+	// Insecure runs without TLS: anyone who reaches the port can put a process
+	// here. Only for hosts that share a private link, such as those of a lab.
+	Insecure bool `yaml:"insecure"`
+	// PageLanes is "tls" or "plain"; "plain" leaves the pages unencrypted
+	// while control stays under TLS, and both hosts must agree. Default "tls",
+	// with Insecure "plain".
+	PageLanes string `yaml:"page_lanes"`
+	// StateDir holds what must survive a reboot: the journal and the reports.
+	// Default /var/lib/pageferry.
+	StateDir string `yaml:"state_dir"`
+	// RunDir holds sockets and what need not survive. Default /run/pageferry.
+	RunDir string `yaml:"run_dir"`
+	// Socket is the API's. Default api.sock in RunDir.
+	Socket string `yaml:"socket"`
+	// BulkLanes is how many connections carry background pages. 1 to 16,
+	// default 2.
+	BulkLanes int `yaml:"bulk_lanes"`
+	// Window bounds the bytes in flight on a bulk lane. 64 KiB to 16 MiB,
+	// default 256 KiB: more makes faults queue behind background pages.
+	Window Size `yaml:"window"`
+
+	Limits   Limits   `yaml:"limits"`
+	Defaults Defaults `yaml:"defaults"`
+	// LogLevel is debug, info, warn or error. Default info.
+	LogLevel string `yaml:"log_level"`
+}
+
+// Limits is what this host takes.
+type Limits struct {
+	// Incoming migrations at one time. Default 8.
+	Incoming int `yaml:"incoming"`
+	// MemoryReserve stays free on this host whatever arrives. Default 256 MiB.
+	MemoryReserve Size `yaml:"memory_reserve"`
+	// Peers that may send processes here, by the name in their certificate.
+	// Default: all whose certificate the authority signed.
+	Peers []string `yaml:"peers"`
+	// Reports of finished migrations that are kept. Default 200.
+	Reports int `yaml:"reports"`
+}
+
+// Defaults stand where a migration does not say otherwise.
+type Defaults struct {
+	Mode         string `yaml:"mode"`           // postcopy (default) or stop
+	TCP          string `yaml:"tcp"`            // refuse (default) or close
+	PIDNS        string `yaml:"pidns"`          // auto (default), host or new
+	OnSourceExit string `yaml:"on_source_exit"` // kill (default), exit0 or stop-unit
+}
+
+// FieldError is a value of the configuration that cannot be used.
+type FieldError struct {
+	Field string // as in YAML: "limits.incoming"
+	Msg   string
+}
+
+func (e *FieldError) Error() string { return e.Field + ": " + e.Msg }
+
+// WithDefaults is c with every unset field at its default.
+func (c Config) WithDefaults(hostname string) Config {
+	set := func(s *string, v string) {
+		if *s == "" {
+			*s = v
+		}
+	}
+	set(&c.Name, hostname)
+	set(&c.Listen, ":"+strconv.Itoa(DefaultPort))
+	if c.Insecure {
+		set(&c.PageLanes, "plain")
+	}
+	set(&c.PageLanes, "tls")
+	set(&c.StateDir, "/var/lib/pageferry")
+	set(&c.RunDir, "/run/pageferry")
+	set(&c.Socket, filepath.Join(c.RunDir, "api.sock"))
+	set(&c.Defaults.Mode, string(migrate.ModePostCopy))
+	set(&c.Defaults.TCP, "refuse")
+	set(&c.Defaults.PIDNS, "auto")
+	set(&c.Defaults.OnSourceExit, "kill")
+	set(&c.LogLevel, "info")
+	if c.BulkLanes == 0 {
+		c.BulkLanes = 2
+	}
+	if c.Window == 0 {
+		c.Window = 256 << 10
+	}
+	if c.Limits.Incoming == 0 {
+		c.Limits.Incoming = 8
+	}
+	if c.Limits.MemoryReserve == 0 {
+		c.Limits.MemoryReserve = 256 << 20
+	}
+	if c.Limits.Reports == 0 {
+		c.Limits.Reports = 200
+	}
+	return c
+}
+
+// Validate says what is wrong, first things first; unset fields are right. The
+// error is a *FieldError.
+func (c *Config) Validate() error {
+	bad := func(field, format string, args ...any) error {
+		return &FieldError{Field: field, Msg: fmt.Sprintf(format, args...)}
+	}
+	oneOf := func(field, v string, allowed ...string) error {
+		if v == "" || slices.Contains(allowed, v) {
+			return nil
+		}
+		return bad(field, "%q is not known; it is one of %s", v, strings.Join(allowed, ", "))
+	}
+	if c.Listen != "" {
+		_, port, err := net.SplitHostPort(c.Listen)
+		if err != nil {
+			return bad("listen", "%q is not HOST:PORT or :PORT", c.Listen)
+		}
+		if p, err := strconv.ParseUint(port, 10, 16); err != nil || p == 0 {
+			return bad("listen", "%q is not a port number", port)
+		}
+	}
+	switch {
+	case c.TLS == nil && !c.Insecure:
+		return bad("tls", "is missing; name ca, cert and key (\"pageferry keys\" makes them), or say \"insecure: true\" on a private link")
+	case c.TLS != nil && c.Insecure:
+		return bad("insecure", "contradicts tls; leave one of them out")
+	case c.TLS != nil:
+		for _, f := range []struct{ name, path string }{{"ca", c.TLS.CA}, {"cert", c.TLS.Cert}, {"key", c.TLS.Key}} {
+			if f.path == "" {
+				return bad("tls", "%s is missing", f.name)
+			}
+		}
+	}
+	if err := oneOf("page_lanes", c.PageLanes, "tls", "plain"); err != nil {
+		return err
+	}
+	if c.Insecure && c.PageLanes == "tls" {
+		return bad("page_lanes", "tls needs keys, and insecure has none")
+	}
+	for _, f := range []struct{ field, path string }{
+		{"state_dir", c.StateDir}, {"run_dir", c.RunDir}, {"socket", c.Socket},
+	} {
+		if f.path != "" && !filepath.IsAbs(f.path) {
+			return bad(f.field, "%q is not an absolute path", f.path)
+		}
+	}
+	// sun_path holds 108 bytes with its terminating zero (unix(7)).
+	if len(c.Socket) > 107 {
+		return bad("socket", "is longer than the 107 bytes of a unix socket's path")
+	}
+	if c.BulkLanes != 0 && (c.BulkLanes < 1 || c.BulkLanes > 16) {
+		return bad("bulk_lanes", "%d is not between 1 and 16", c.BulkLanes)
+	}
+	if c.Window != 0 && (c.Window < 64<<10 || c.Window > 16<<20) {
+		return bad("window", "%s is not between 64KiB and 16MiB", c.Window)
+	}
+	if c.Limits.Incoming < 0 {
+		return bad("limits.incoming", "%d is negative", c.Limits.Incoming)
+	}
+	if c.Limits.Reports < 0 {
+		return bad("limits.reports", "%d is negative", c.Limits.Reports)
+	}
+	for _, p := range c.Limits.Peers {
+		if p == "" {
+			return bad("limits.peers", "holds an empty name")
+		}
+	}
+	if len(c.Limits.Peers) > 0 && c.Insecure {
+		return bad("limits.peers", "needs tls: without it a peer has no name")
+	}
+	for _, e := range []error{
+		oneOf("defaults.mode", c.Defaults.Mode, string(migrate.ModePostCopy), string(migrate.ModeStop)),
+		oneOf("defaults.tcp", c.Defaults.TCP, "refuse", "close"),
+		oneOf("defaults.pidns", c.Defaults.PIDNS, "auto", "host", "new"),
+		oneOf("defaults.on_source_exit", c.Defaults.OnSourceExit, "kill", "exit0", "stop-unit"),
+		oneOf("log_level", c.LogLevel, "debug", "info", "warn", "error"),
+	} {
+		if e != nil {
+			return e
+		}
+	}
+	return nil
+}
+
+// Level is LogLevel for slog.
+func (c *Config) Level() slog.Level {
+	var l slog.Level
+	if c.LogLevel != "" {
+		_ = l.UnmarshalText([]byte(c.LogLevel)) // Validate has seen it; info otherwise
+	}
+	return l
+}
