@@ -1,0 +1,64 @@
+package proc
+
+import (
+	"errors"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrGone says that the process or thread has ended.
+var ErrGone = errors.New("process is gone")
+
+// Tracer is one OS thread that attaches to processes. The kernel accepts ptrace
+// requests about a tracee from no other thread.
+type Tracer struct {
+	work chan func()
+	tid  int
+	done chan struct{}
+	once sync.Once
+}
+
+// NewTracer starts the thread.
+func NewTracer() *Tracer {
+	t := &Tracer{work: make(chan func()), done: make(chan struct{})}
+	ready := make(chan struct{})
+	go t.loop(ready)
+	<-ready
+	return t
+}
+
+func (t *Tracer) loop(ready chan<- struct{}) {
+	// Never unlocked: when the goroutine returns the thread ends, and with it
+	// every attachment it had.
+	runtime.LockOSThread()
+	t.tid = unix.Gettid()
+	close(ready)
+	defer close(t.done)
+	for f := range t.work {
+		f()
+	}
+}
+
+// Do runs f on the thread and returns when it has returned. Called on the thread
+// itself it just runs f, so Do may be nested. It must not be called after Close.
+func (t *Tracer) Do(f func()) {
+	if unix.Gettid() == t.tid {
+		f()
+		return
+	}
+	done := make(chan struct{})
+	t.work <- func() {
+		defer close(done)
+		f()
+	}
+	<-done
+}
+
+// Close ends the thread. Tracees that were not detached run on. It must not be
+// called on the thread, nor while a Do runs. Idempotent.
+func (t *Tracer) Close() {
+	t.once.Do(func() { close(t.work) })
+	<-t.done
+}
