@@ -1,0 +1,98 @@
+package sys
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxSockaddr is sizeof(struct sockaddr_storage).
+const maxSockaddr = 128
+
+// GetsockoptBytes reads a socket option in its raw form. The result is a part
+// of a new buffer of size bytes.
+func GetsockoptBytes(fd, level, name, size int) ([]byte, error) {
+	b := make([]byte, max(size, 1))
+	n := uint32(size)
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name),
+		uintptr(unsafe.Pointer(&b[0])), uintptr(unsafe.Pointer(&n)), 0)
+	if errno != 0 {
+		return nil, errno
+	}
+	return b[:min(int(n), size)], nil
+}
+
+// SetsockoptBytes sets a socket option from its raw form.
+func SetsockoptBytes(fd, level, name int, value []byte) error {
+	var p unsafe.Pointer
+	if len(value) > 0 {
+		p = unsafe.Pointer(&value[0])
+	}
+	_, _, errno := unix.Syscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name), uintptr(p), uintptr(len(value)), 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// Sockname is getsockname(2) with the address as struct sockaddr bytes.
+func Sockname(fd int) ([]byte, error) { return sockname(unix.SYS_GETSOCKNAME, fd) }
+
+// Peername is getpeername(2) with the address as struct sockaddr bytes.
+func Peername(fd int) ([]byte, error) { return sockname(unix.SYS_GETPEERNAME, fd) }
+
+func sockname(nr uintptr, fd int) ([]byte, error) {
+	b := make([]byte, maxSockaddr)
+	n := uint32(len(b))
+	_, _, errno := unix.Syscall(nr, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(unsafe.Pointer(&n)))
+	if errno != 0 {
+		return nil, errno
+	}
+	return b[:min(int(n), len(b))], nil
+}
+
+// BindRaw is bind(2) with the address as struct sockaddr bytes.
+func BindRaw(fd int, addr []byte) error { return withAddr(unix.SYS_BIND, fd, addr) }
+
+// ConnectRaw is connect(2) with the address as struct sockaddr bytes.
+func ConnectRaw(fd int, addr []byte) error { return withAddr(unix.SYS_CONNECT, fd, addr) }
+
+func withAddr(nr uintptr, fd int, addr []byte) error {
+	if len(addr) < 2 {
+		return unix.EINVAL
+	}
+	for {
+		_, _, errno := unix.Syscall(nr, uintptr(fd), uintptr(unsafe.Pointer(&addr[0])), uintptr(len(addr)))
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINTR:
+		default:
+			return errno
+		}
+	}
+}
+
+// include/uapi/linux/timerfd.h and inotify.h; both need CONFIG_CHECKPOINT_RESTORE.
+const (
+	TFD_IOC_SET_TICKS     = 0x40085400 // _IOW('T', 0, __u64), since Linux 3.17
+	INOTIFY_IOC_SETNEXTWD = 0x40044900 // _IOW('I', 0, __s32), since Linux 4.16
+)
+
+// SetTimerFDTicks sets how many expirations of a timerfd are unread.
+func SetTimerFDTicks(fd int, ticks uint64) error {
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), TFD_IOC_SET_TICKS, uintptr(unsafe.Pointer(&ticks)))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// SetNextWatch makes the next new watch of an inotify descriptor get the number wd.
+func SetNextWatch(fd, wd int) error {
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), INOTIFY_IOC_SETNEXTWD, uintptr(wd))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
