@@ -27,11 +27,29 @@ type Engine interface {
 	NewLanes(opts LaneOptions) (migrate.Lanes, error)
 	// NewHost is the destination's end: skeletons, pagers, cgroups.
 	NewHost(opts HostOptions) (Host, error)
+	// Facts says what this host's processor and kernel can do.
+	Facts() (HostFacts, error)
+}
+
+// HostFacts is what does not change while a host is up.
+type HostFacts struct {
+	Kernel    string // uname -r
+	Machine   string // uname -m
+	PageSize  int
+	XFeatures uint64 // of XCR0
+	XSize     uint32 // bytes of one thread's XSTATE
+	// Abilities by the names that migrate.Offer.Requires uses, and Missing,
+	// by the same names, why this host lacks others: "userfaultfd" ->
+	// "needs Linux 5.7 or CAP_SYS_PTRACE".
+	Abilities []string
+	Missing   map[string]string
 }
 
 // Host is the destination's end of the engine.
 type Host interface {
-	migrate.Host
+	// Prepare is migrate.Host's, told besides who offers: page lanes must come
+	// from the same peer. Admission has been passed.
+	Prepare(ctx context.Context, peer transport.Peer, id transport.MigrationID, offer migrate.Offer) (migrate.Arrival, error)
 	// Adopt takes up what an earlier daemon left of an arriving migration: its
 	// pager and its frozen or running process.
 	Adopt(ctx context.Context, id transport.MigrationID) (migrate.Arrival, error)

@@ -1,0 +1,316 @@
+package appliance
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pageferry/pageferry/migrate"
+)
+
+// The API is HTTP with JSON bodies over a unix socket of mode 0600. Besides the
+// mode, the peer's credentials are checked (SO_PEERCRED): root, or the user that
+// the daemon runs as.
+//
+//	GET  /v1/daemon                    DaemonInfo
+//	POST /v1/migrations                MigrateRequest -> Report (202) or DryRunReport (200)
+//	GET  /v1/migrations                []Report, oldest first
+//	GET  /v1/migrations/{id}           Report; the beginning of an id is enough
+//	GET  /v1/migrations/{id}/events    Report as one JSON line per change, until it is finished
+//	POST /v1/migrations/{id}/cancel    Report
+//
+// An error is an APIError with a status other than 2xx.
+
+// MigrateRequest asks a daemon to send a process away. Fields left empty take
+// the daemon's defaults.
+type MigrateRequest struct {
+	PID          int               `json:"pid"`
+	To           string            `json:"to"` // host[:port]
+	Mode         string            `json:"mode,omitempty"`
+	Trap         string            `json:"trap,omitempty"`
+	Transport    string            `json:"transport,omitempty"`
+	TCP          string            `json:"tcp,omitempty"`
+	Addresses    map[string]string `json:"addresses,omitempty"`
+	PIDNS        string            `json:"pidns,omitempty"`
+	OnSourceExit string            `json:"on_source_exit,omitempty"`
+	DryRun       bool              `json:"dry_run,omitempty"`
+}
+
+// DryRunReport says what would happen, nothing having been touched.
+type DryRunReport struct {
+	Inspection  Inspection `json:"inspection"`
+	Destination string     `json:"destination"` // its name, or its address
+	// Reasons why the destination would refuse; none: it would take it.
+	Reasons []string `json:"reasons"`
+}
+
+// DaemonInfo says who answers.
+type DaemonInfo struct {
+	Name   string `json:"name"`
+	PID    int    `json:"pid"`
+	Listen string `json:"listen"`
+}
+
+// Kinds of an APIError, from which a command's exit status follows.
+const (
+	KindUsage   = "usage"
+	KindRefused = "refused"
+	KindUnknown = "unknown"
+	KindFailed  = "failed"
+)
+
+// APIError is why a request was not done.
+type APIError struct {
+	Kind    string   `json:"kind"`
+	Message string   `json:"error"`
+	Reasons []string `json:"reasons,omitempty"`
+}
+
+func (e *APIError) Error() string { return e.Message }
+
+// UsageError is a request that makes no sense whatever the state of things.
+type UsageError struct{ Msg string }
+
+func (e *UsageError) Error() string { return e.Msg }
+
+// watchInterval bounds how often a watcher hears of a change.
+const watchInterval = 100 * time.Millisecond
+
+type api struct {
+	d   *Daemon
+	log *slog.Logger
+}
+
+// listenAPI makes the socket. A socket file that nobody listens on is removed;
+// one with a daemon behind it is an error.
+func listenAPI(path string) (*net.UnixListener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("api socket: %w", err)
+	}
+	if c, err := net.Dial("unix", path); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("api socket %s: another daemon listens there", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("api socket: %w", err)
+	}
+	// The mode is set by umask at bind: between bind and chmod anyone could
+	// connect. The umask is the process's, and only start-up runs here.
+	old := unix.Umask(0o177)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	unix.Umask(old)
+	if err != nil {
+		return nil, fmt.Errorf("api socket: %w", err)
+	}
+	return l, nil
+}
+
+func (a *api) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/daemon", func(w http.ResponseWriter, _ *http.Request) {
+		reply(w, http.StatusOK, a.d.Info())
+	})
+	mux.HandleFunc("POST /v1/migrations", a.migrate)
+	mux.HandleFunc("GET /v1/migrations", func(w http.ResponseWriter, _ *http.Request) {
+		reply(w, http.StatusOK, a.d.registry.list())
+	})
+	mux.HandleFunc("GET /v1/migrations/{id}", func(w http.ResponseWriter, r *http.Request) {
+		_, rep, err := a.d.registry.find(r.PathValue("id"))
+		if err != nil {
+			fail(w, err)
+			return
+		}
+		reply(w, http.StatusOK, rep)
+	})
+	mux.HandleFunc("GET /v1/migrations/{id}/events", a.events)
+	mux.HandleFunc("POST /v1/migrations/{id}/cancel", a.cancel)
+	return authorised(mux)
+}
+
+func (a *api) migrate(w http.ResponseWriter, r *http.Request) {
+	var req MigrateRequest
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<20))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&req); err != nil {
+		fail(w, &UsageError{Msg: "the request is not understood: " + err.Error()})
+		return
+	}
+	if req.DryRun {
+		rep, err := a.d.DryRun(r.Context(), req)
+		if err != nil {
+			fail(w, err)
+			return
+		}
+		reply(w, http.StatusOK, rep)
+		return
+	}
+	rep, err := a.d.Migrate(req)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	reply(w, http.StatusAccepted, rep)
+}
+
+func (a *api) cancel(w http.ResponseWriter, r *http.Request) {
+	m, rep, err := a.d.registry.find(r.PathValue("id"))
+	switch {
+	case err != nil:
+		fail(w, err)
+	case m == nil:
+		fail(w, fmt.Errorf("migration %s is over: %s", rep.ID, rep.Outcome))
+	default:
+		if err := m.stop(ErrCanceled); err != nil {
+			fail(w, err)
+			return
+		}
+		rep, _ = m.snapshot()
+		reply(w, http.StatusAccepted, rep)
+	}
+}
+
+// events streams a report per change, at most one per watchInterval, the last
+// one being the finished report.
+func (a *api) events(w http.ResponseWriter, r *http.Request) {
+	m, rep, err := a.d.registry.find(r.PathValue("id"))
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	rc, enc := http.NewResponseController(w), json.NewEncoder(w)
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	for {
+		var changed <-chan struct{}
+		if m != nil {
+			rep, changed = m.snapshot()
+		}
+		if enc.Encode(rep) != nil || rc.Flush() != nil {
+			return // the watcher has gone
+		}
+		if m == nil || rep.Finished() {
+			return
+		}
+		select {
+		case <-changed:
+		case <-r.Context().Done():
+			return
+		case <-a.d.stopping:
+			return
+		}
+		if now, _ := m.snapshot(); now.Finished() {
+			continue
+		}
+		select {
+		case <-tick.C:
+		case <-r.Context().Done():
+			return
+		case <-a.d.stopping:
+			return
+		}
+	}
+}
+
+func reply(w http.ResponseWriter, status int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(body) // a client that has gone misses its answer
+}
+
+func fail(w http.ResponseWriter, err error) {
+	e := APIError{Kind: KindFailed, Message: err.Error()}
+	status := http.StatusInternalServerError
+	var usage *UsageError
+	var refusal *migrate.Refusal
+	switch {
+	case errors.As(err, &usage), errors.Is(err, ErrAmbiguous):
+		e.Kind, status = KindUsage, http.StatusBadRequest
+	case errors.As(err, &refusal):
+		e.Kind, e.Reasons, status = KindRefused, refusal.Reasons, http.StatusConflict
+	case errors.Is(err, ErrBusy), errors.Is(err, ErrCommitted):
+		e.Kind, e.Reasons, status = KindRefused, []string{err.Error()}, http.StatusConflict
+	case errors.Is(err, ErrUnknown):
+		e.Kind, status = KindUnknown, http.StatusNotFound
+	}
+	reply(w, status, e)
+}
+
+type credentialsKey struct{}
+
+// connContext remembers who is at the other end of an API connection.
+func connContext(ctx context.Context, c net.Conn) context.Context {
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return ctx
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return ctx
+	}
+	var cred *unix.Ucred
+	if err := raw.Control(func(fd uintptr) {
+		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil || cred == nil {
+		return ctx
+	}
+	return context.WithValue(ctx, credentialsKey{}, cred)
+}
+
+func authorised(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		cred, ok := r.Context().Value(credentialsKey{}).(*unix.Ucred)
+		if !ok || (cred.Uid != 0 && int(cred.Uid) != os.Geteuid()) {
+			reply(w, http.StatusForbidden, APIError{Kind: KindUsage,
+				Message: "only root and the daemon's own user may ask; run the command with sudo"})
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// serveAPI serves until ctx ends.
+func (a *api) serve(ctx context.Context, l net.Listener) error {
+	srv := &http.Server{
+		Handler:           a.handler(),
+		ConnContext:       connContext,
+		ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
+	}
+	stop := context.AfterFunc(ctx, func() {
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		if srv.Shutdown(grace) != nil {
+			srv.Close()
+		}
+	})
+	defer stop()
+	err := srv.Serve(l)
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("api: %w", err)
+}
+
+// decodeAnswer reads a response of the API into out.
+func decodeAnswer(resp *http.Response, out any) error {
+	defer resp.Body.Close()
+	if resp.StatusCode/100 != 2 {
+		var e APIError
+		if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&e); err != nil || e.Message == "" {
+			return fmt.Errorf("the daemon answered %s", resp.Status)
+		}
+		return &e
+	}
+	return json.NewDecoder(resp.Body).Decode(out)
+}

@@ -1,0 +1,40 @@
+package appliance
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// A choice of the command line that names something which this version does not
+// have is told from a misspelt one.
+
+// CheckMode accepts "", auto, stop and postcopy.
+func CheckMode(s string) error {
+	return checkChoice("mode", s, []string{"auto", "postcopy", "stop"}, []string{"precopy", "hybrid"})
+}
+
+// CheckTrap accepts "", auto and uffd.
+func CheckTrap(s string) error {
+	return checkChoice("trap", s, []string{"auto", "uffd"}, []string{"fuse"})
+}
+
+// CheckTransport accepts "", auto and tcp.
+func CheckTransport(s string) error {
+	return checkChoice("transport", s, []string{"auto", "tcp"}, []string{"rdma"})
+}
+
+// CheckCompress accepts "", auto and none.
+func CheckCompress(s string) error {
+	return checkChoice("compress", s, []string{"auto", "none"}, []string{"lz4"})
+}
+
+func checkChoice(what, s string, have, lack []string) error {
+	switch {
+	case s == "" || slices.Contains(have, s):
+		return nil
+	case slices.Contains(lack, s):
+		return fmt.Errorf("%s %s is not in this version; it has %s", what, s, strings.Join(have, ", "))
+	}
+	return fmt.Errorf("%s %q is not known; it is one of %s", what, s, strings.Join(have, ", "))
+}

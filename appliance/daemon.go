@@ -1,0 +1,392 @@
+package appliance
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/pageferry/pageferry/migrate"
+	"github.com/pageferry/pageferry/transport"
+)
+
+// Daemon is one host's part of pageferry. Make it with NewDaemon.
+type Daemon struct {
+	config   Config
+	engine   Engine
+	log      *slog.Logger
+	registry *registry
+	links    links
+
+	stopping chan struct{} // closed when Run begins to end
+
+	// runs counts the migrations that run. No migration begins once closed is
+	// set, so that Wait never races with Add.
+	mu     sync.Mutex
+	base   context.Context // of the migrations, which outlive API calls
+	closed bool
+	runs   sync.WaitGroup
+}
+
+// links is everything between two daemons: the listener, the handover's state
+// machines over a control lane, the journal. The tests of the API replace it.
+type links interface {
+	// run listens for peers until ctx ends. It calls ready when it does.
+	run(ctx context.Context, ready func()) error
+	// recover goes on with what the journal holds unfinished.
+	recover(ctx context.Context) error
+	// send runs the source's side to its end. It keeps m's report up to date
+	// and says in the end what came out.
+	send(ctx context.Context, m *migration, to string, p migrate.Process, o migrate.Offer, opts SourceOptions) (Outcome, error)
+	// ask puts an offer to a destination and takes it back.
+	ask(ctx context.Context, to string, o migrate.Offer) (name string, reasons []string, err error)
+}
+
+// NewDaemon checks the configuration and makes the directories; nothing listens
+// before Run.
+func NewDaemon(c Config, e Engine, log *slog.Logger) (*Daemon, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, fmt.Errorf("host name: %w", err)
+	}
+	c = c.WithDefaults(host)
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	for _, dir := range []string{c.StateDir, c.RunDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("daemon: %w", err)
+		}
+	}
+	reg, err := openRegistry(filepath.Join(c.StateDir, "reports"), c.Limits.Reports)
+	if err != nil {
+		return nil, fmt.Errorf("daemon: %w", err)
+	}
+	d := &Daemon{config: c, engine: e, log: log, registry: reg, stopping: make(chan struct{})}
+	return d, nil
+}
+
+// Config is the configuration with its defaults.
+func (d *Daemon) Config() Config { return d.config }
+
+// Info says who the daemon is.
+func (d *Daemon) Info() DaemonInfo {
+	return DaemonInfo{Name: d.config.Name, PID: os.Getpid(), Listen: d.config.Listen}
+}
+
+// Run serves until ctx ends, then lets go of everything in good order:
+// migrations before the commit are aborted, those after it wait in the journal
+// for the next daemon; restored processes and their pagers live on.
+func (d *Daemon) Run(ctx context.Context) error {
+	unlock, err := lockRunDir(d.config.RunDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+
+	l, err := listenAPI(d.config.Socket)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+
+	g, ctx := errgroup.WithContext(ctx)
+	d.mu.Lock()
+	d.base = ctx
+	d.mu.Unlock()
+	context.AfterFunc(ctx, sync.OnceFunc(func() {
+		d.mu.Lock()
+		d.closed = true
+		d.mu.Unlock()
+		close(d.stopping)
+	}))
+
+	// First what an earlier daemon left, then peers, then the API: a peer that
+	// asks after a migration gets the answer of the journal, and whoever can
+	// reach the API finds everything in place.
+	if err := d.links.recover(ctx); err != nil {
+		return fmt.Errorf("recovery: %w", err)
+	}
+	ready := make(chan struct{})
+	g.Go(func() error { return d.links.run(ctx, sync.OnceFunc(func() { close(ready) })) })
+	g.Go(func() error {
+		select {
+		case <-ready:
+		case <-ctx.Done():
+			return nil
+		}
+		d.log.Info("ready", "name", d.config.Name, "listen", d.config.Listen, "socket", d.config.Socket)
+		return (&api{d: d, log: d.log}).serve(ctx, l)
+	})
+	err = g.Wait()
+	d.runs.Wait()
+	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
+		return nil
+	}
+	return err
+}
+
+// lockRunDir keeps a second daemon out: two would fight over one journal.
+func lockRunDir(dir string) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(dir, "daemon.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("daemon: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("daemon: another daemon runs with run_dir %s", dir)
+	}
+	return func() { f.Close() }, nil
+}
+
+// begin starts f in the background, unless the daemon is stopping.
+func (d *Daemon) begin(f func(ctx context.Context)) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed || d.base == nil {
+		return errors.New("the daemon is stopping")
+	}
+	ctx := d.base
+	d.runs.Go(func() { f(ctx) })
+	return nil
+}
+
+// options resolves a request against the configuration's defaults.
+func (d *Daemon) options(req MigrateRequest) (SourceOptions, error) {
+	usage := func(format string, args ...any) (SourceOptions, error) {
+		return SourceOptions{}, &UsageError{Msg: fmt.Sprintf(format, args...)}
+	}
+	or := func(s, def string) string {
+		if s == "" || s == "auto" {
+			return def
+		}
+		return s
+	}
+	o := SourceOptions{
+		Mode:         migrate.Mode(or(req.Mode, d.config.Defaults.Mode)),
+		Trap:         or(req.Trap, "auto"),
+		TCP:          or(req.TCP, d.config.Defaults.TCP),
+		Addresses:    req.Addresses,
+		PIDNamespace: req.PIDNS,
+		OnSourceExit: or(req.OnSourceExit, d.config.Defaults.OnSourceExit),
+		PlainPages:   d.config.PageLanes == "plain",
+		BulkLanes:    d.config.BulkLanes,
+		Logger:       d.log,
+	}
+	if o.PIDNamespace == "" {
+		o.PIDNamespace = d.config.Defaults.PIDNS
+	}
+	if req.PID <= 0 {
+		return usage("%d is no process id", req.PID)
+	}
+	if _, err := peerAddress(req.To); err != nil {
+		return usage("%v", err)
+	}
+	if err := CheckMode(string(o.Mode)); err != nil {
+		return usage("%v", err)
+	}
+	if err := CheckTrap(o.Trap); err != nil {
+		return usage("%v", err)
+	}
+	if err := CheckTransport(req.Transport); err != nil {
+		return usage("%v", err)
+	}
+	check := Defaults{TCP: o.TCP, PIDNS: o.PIDNamespace, OnSourceExit: o.OnSourceExit}
+	c := Config{Insecure: true, Defaults: check}
+	if err := c.Validate(); err != nil {
+		return usage("%v", err)
+	}
+	return o, nil
+}
+
+// peerAddress adds the default port.
+func peerAddress(to string) (string, error) {
+	if to == "" {
+		return "", errors.New("no destination is named; say --to HOST")
+	}
+	host, port, err := net.SplitHostPort(to)
+	if err != nil {
+		host, port = strings.Trim(to, "[]"), strconv.Itoa(DefaultPort)
+	}
+	if p, err := strconv.ParseUint(port, 10, 16); err != nil || p == 0 || host == "" {
+		return "", fmt.Errorf("destination %q is not HOST or HOST:PORT", to)
+	}
+	return net.JoinHostPort(host, port), nil
+}
+
+// hold takes hold of the process that a request names.
+func (d *Daemon) hold(pid int, opts SourceOptions) (migrate.Process, migrate.Offer, error) {
+	if pid == os.Getpid() {
+		return nil, migrate.Offer{}, &migrate.Refusal{Reasons: []string{fmt.Sprintf("process %d is the daemon itself", pid)}}
+	}
+	p, o, err := d.engine.NewSourceProcess(pid, opts)
+	if err != nil {
+		return nil, o, fmt.Errorf("process %d: %w", pid, err)
+	}
+	return p, o, nil
+}
+
+// Migrate begins a migration and returns its first report. What becomes of it
+// is in the registry.
+func (d *Daemon) Migrate(req MigrateRequest) (Report, error) {
+	opts, err := d.options(req)
+	if err != nil {
+		return Report{}, err
+	}
+	to, err := peerAddress(req.To)
+	if err != nil {
+		return Report{}, &UsageError{Msg: err.Error()}
+	}
+	if _, err := rand.Read(opts.Migration[:]); err != nil {
+		return Report{}, fmt.Errorf("migration id: %w", err)
+	}
+	m := newMigration(opts.Migration, RoleSource, Report{
+		Mode: string(opts.Mode), Engine: "native", Trap: "uffd", Transport: "tcp",
+		SourcePID: req.PID, State: "checking", Peer: req.To, Started: time.Now(),
+	})
+	if err := d.registry.add(m); err != nil {
+		return Report{}, err
+	}
+	p, offer, err := d.hold(req.PID, opts)
+	if err != nil {
+		d.registry.forget(m)
+		return Report{}, err
+	}
+	m.update(func(r *Report) {
+		r.Comm, r.BytesMemory = offer.Comm, offer.MemoryBytes
+		r.Remarks = remarks(req)
+	})
+	err = d.begin(func(ctx context.Context) {
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		m.running(cancel)
+		outcome, err := d.links.send(ctx, m, to, p, offer, opts)
+		if cerr := p.Close(); cerr != nil {
+			d.log.Warn("closing process", "migration", m.id, "pid", req.PID, "err", cerr)
+		}
+		d.end(m, outcome, err)
+	})
+	if err != nil {
+		p.Close()
+		d.registry.forget(m)
+		return Report{}, err
+	}
+	rep, _ := m.snapshot()
+	return rep, nil
+}
+
+func remarks(req MigrateRequest) []string {
+	if req.Transport == "" || req.Transport == "auto" {
+		return []string{"transport: tcp, the only one that this build has"}
+	}
+	return nil
+}
+
+// end closes a migration's books. Outcome "" leaves it to a later daemon.
+func (d *Daemon) end(m *migration, outcome Outcome, err error) {
+	if outcome == "" {
+		d.registry.forget(m)
+		return
+	}
+	m.update(func(r *Report) {
+		r.Outcome = outcome
+		if r.TotalMS == 0 {
+			r.TotalMS = ms(time.Since(r.Started))
+		}
+		if err != nil {
+			r.Reason = err.Error()
+		}
+		if outcome == OutcomeCanceled {
+			r.Reason = fmt.Sprintf("canceled; process %d runs on here", r.SourcePID)
+		}
+	})
+	if serr := d.registry.finish(m); serr != nil {
+		d.log.Error("keeping the report", "migration", m.id, "err", serr)
+	}
+	rep, _ := m.snapshot()
+	d.log.Info("finished", "migration", m.id, "role", m.role, "pid", rep.SourcePID, "outcome", outcome, "reason", rep.Reason)
+}
+
+func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// DryRun inspects the process and asks the destination, touching nothing.
+func (d *Daemon) DryRun(ctx context.Context, req MigrateRequest) (DryRunReport, error) {
+	opts, err := d.options(req)
+	if err != nil {
+		return DryRunReport{}, err
+	}
+	to, err := peerAddress(req.To)
+	if err != nil {
+		return DryRunReport{}, &UsageError{Msg: err.Error()}
+	}
+	in, err := d.engine.Inspect(req.PID, opts)
+	if err != nil {
+		return DryRunReport{}, fmt.Errorf("process %d: %w", req.PID, err)
+	}
+	rep := DryRunReport{Inspection: in, Destination: req.To, Reasons: []string{}}
+	if !in.Movable {
+		return rep, nil
+	}
+	p, offer, err := d.hold(req.PID, opts)
+	if err != nil {
+		return DryRunReport{}, err
+	}
+	defer p.Close()
+	name, reasons, err := d.links.ask(ctx, to, offer)
+	if err != nil {
+		return DryRunReport{}, fmt.Errorf("destination %s: %w", req.To, err)
+	}
+	if name != "" {
+		rep.Destination = name
+	}
+	rep.Reasons = append(rep.Reasons, reasons...)
+	return rep, nil
+}
+
+// memoryClaims is what arriving processes were promised and have not got yet.
+type memoryClaims struct {
+	mu sync.Mutex
+	by map[transport.MigrationID]func() uint64
+}
+
+func (c *memoryClaims) set(id transport.MigrationID, left func() uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.by == nil {
+		c.by = map[transport.MigrationID]func() uint64{}
+	}
+	c.by[id] = left
+}
+
+func (c *memoryClaims) drop(id transport.MigrationID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.by, id)
+}
+
+func (c *memoryClaims) sum() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var n uint64
+	for _, left := range c.by {
+		n += left()
+	}
+	return n
+}
