@@ -285,20 +285,28 @@ func (r *Recorder) WaitBeats(identity string, n uint64, limit time.Duration) Bea
 // checks failed. moves is how often each may have changed its sender.
 func (r *Recorder) OneOwner(moves int) {
 	r.t.Helper()
+	for _, p := range r.Problems(moves) {
+		r.t.Error(p)
+	}
+}
+
+// Problems says what OneOwner would fail for.
+func (r *Recorder) Problems(moves int) (list []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.strange > 0 {
-		r.t.Errorf("recorder: %d strange datagrams", r.strange)
+		list = append(list, fmt.Sprintf("recorder: %d strange datagrams", r.strange))
 	}
 	for id, b := range r.programs {
 		if n := len(b.Forks); n > 0 {
-			r.t.Errorf("program %s had two owners: %d times; first: %s", id, n, b.Forks[0])
+			list = append(list, fmt.Sprintf("program %s had two owners: %d times; first: %s", id, n, b.Forks[0]))
 		}
 		for _, s := range b.Bad {
-			r.t.Errorf("program %s: %s", id, s)
+			list = append(list, fmt.Sprintf("program %s: %s", id, s))
 		}
 		if len(b.Epochs) > moves+1 {
-			r.t.Errorf("program %s: heartbeats from %d senders in turn, allowed %d: %v", id, len(b.Epochs), moves+1, b.Epochs)
+			list = append(list, fmt.Sprintf("program %s: heartbeats from %d senders in turn, allowed %d: %v", id, len(b.Epochs), moves+1, b.Epochs))
 		}
 	}
+	return list
 }
