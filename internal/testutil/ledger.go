@@ -2,12 +2,12 @@ package testutil
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -19,9 +19,9 @@ const (
 
 // Entry is one line of the ledger: one test at the gate.
 type Entry struct {
-	Test    string `json:"test"`
-	Skipped bool   `json:"skipped"`
-	Reason  string `json:"reason,omitempty"`
+	Test    string
+	Skipped bool
+	Reason  string
 }
 
 var ledger struct {
@@ -43,18 +43,19 @@ func record(e Entry) {
 	if path == "" {
 		return
 	}
-	// One write of one line with O_APPEND: packages share the file.
-	b, err := json.Marshal(e)
-	if err != nil {
-		return
+	status := "ran"
+	if e.Skipped {
+		status = "skipped"
 	}
+	line := fmt.Sprintf("%s\t%s\t%s\n", status, e.Test, strings.ReplaceAll(e.Reason, "\n", " "))
+	// One write of one line with O_APPEND: packages share the file.
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "ledger: %v\n", err)
 		return
 	}
 	defer f.Close()
-	_, _ = f.Write(append(b, '\n'))
+	_, _ = f.WriteString(line)
 }
 
 // Ledger returns what has passed the gate so far, in order.

@@ -1,0 +1,43 @@
+# All targets do their own set-up: what is missing is installed by apt (and
+# said), and a second time nothing is fetched. See CONTRIBUTING.md.
+
+GO     ?= go
+PREFIX ?= /usr/local
+COUNT  ?= 10
+ARGS   ?=
+
+.PHONY: build test demo bench lint install clean help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: bin/.modules ## bin/pageferry
+	$(GO) build -trimpath -o bin/pageferry ./cmd/pageferry
+
+test: bin/.modules ## everything, as root; a skipped test is a failed test
+	@scripts/deps.sh cc libc go python3 redis-server memcached ip
+	@scripts/asroot.sh scripts/test.sh
+
+demo: build ## a real redis-server moves between two hosts on this machine (ARGS="--mode postcopy")
+	@scripts/deps.sh redis-server ip
+	@scripts/asroot.sh bin/pageferry demo $(ARGS)
+
+bench: build ## benchmarks against the raw limits of this machine, into bench.txt (COUNT=10)
+	@scripts/deps.sh cc libc go redis-server memcached ip
+	@scripts/asroot.sh scripts/bench.sh $(COUNT)
+
+lint: bin/.modules ## vet, format and, where it is installed, golangci-lint
+	@scripts/lint.sh
+
+install: build ## bin/pageferry into $(PREFIX)/bin
+	install -D -m 755 bin/pageferry $(DESTDIR)$(PREFIX)/bin/pageferry
+
+clean: ## remove what was built
+	rm -rf bin bench.txt
+
+# Modules are fetched once for each go.sum; after that no network is needed.
+bin/.modules: go.mod go.sum
+	@scripts/deps.sh go
+	@mkdir -p bin
+	$(GO) mod download
+	@touch $@

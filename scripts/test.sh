@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# All tests, as root. Called by `make test`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+export PAGEFERRY_REQUIRE_ALL=1
+PAGEFERRY_LEDGER=$(mktemp)
+export PAGEFERRY_LEDGER
+trap 'rm -f "$PAGEFERRY_LEDGER"' EXIT
+
+failed=()
+step() {
+	local name=$1 began=$SECONDS
+	shift
+	echo "== $name"
+	if "$@"; then
+		echo "== $name: ok, $((SECONDS - began)) s"
+	else
+		echo "== $name: FAILED, $((SECONDS - began)) s"
+		failed+=("$name")
+	fi
+}
+
+formatted() {
+	local bad
+	bad=$(gofmt -l $(git ls-files -- '*.go' 2>/dev/null || find . -name '*.go'))
+	[[ -z $bad ]] || { echo "not in gofmt's form:"; echo "$bad"; return 1; }
+}
+
+# The packages without a kernel in them: they are quick, and repeating them on
+# one processor and under the race detector shows what is otherwise rare.
+quick=$(go list ./page/... ./wire/... ./codec/... ./plan/... ./pagestore/... \
+	./transport/... ./migrate/... ./checkpoint/image/... ./appliance/journal/... 2>/dev/null)
+
+step "format" formatted
+step "vet" go vet ./...
+# One package at a time: leaks are found by comparing the host before and after.
+step "tests" go test -count=1 -p 1 -timeout 15m ./...
+step "one processor" env GOMAXPROCS=1 go test -count=1 -timeout 5m $quick
+step "race detector" go test -race -count=1 -timeout 5m $quick
+
+echo "== ledger"
+sort -u "$PAGEFERRY_LEDGER" | awk -F '\t' '
+	$1 == "skipped" { skipped++; print "skipped  " $2 ": " $3 }
+	$1 == "ran"     { ran++ }
+	END { printf "%d gated tests ran, %d skipped\n", ran, skipped; exit skipped > 0 }
+' || failed+=("ledger")
+
+if [[ ${#failed[@]} -gt 0 ]]; then
+	echo "FAILED after $SECONDS s: ${failed[*]}"
+	exit 1
+fi
+echo "all passed in $SECONDS s"
