@@ -41,6 +41,10 @@ type OpenFile struct {
 	SignalFD uint64      `cbor:"16,keyasint"` // mask
 	Inotify  []Watch     `cbor:"17,keyasint,omitempty"`
 	Socket   *Socket     `cbor:"18,keyasint,omitempty"`
+	// UID and GID own the inode where it is made anew at the destination: a
+	// pipe, a socket, a deleted file.
+	UID uint32 `cbor:"19,keyasint"`
+	GID uint32 `cbor:"20,keyasint"`
 }
 
 type Owner struct {

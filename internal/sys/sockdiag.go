@@ -14,10 +14,12 @@ const (
 	sockDestroy      = 21 // since Linux 4.5, CONFIG_INET_DIAG_DESTROY
 
 	unixDiagShowName = 1 << 0
+	unixDiagShowVFS  = 1 << 1
 	unixDiagShowPeer = 1 << 2
 	unixDiagShowRQ   = 1 << 4
 
 	unixDiagAttrName     = 0
+	unixDiagAttrVFS      = 1
 	unixDiagAttrPeer     = 2
 	unixDiagAttrRQLen    = 4
 	unixDiagAttrShutdown = 6
@@ -68,6 +70,7 @@ type UnixSocket struct {
 	WQueue   uint32
 	Shutdown int // bit 0 no more receiving, bit 1 no more sending
 	Name     []byte
+	VFSInode uint32 // of the path that it is bound to
 }
 
 // Unix asks for the socket with that inode. ENOENT: there is none.
@@ -76,7 +79,7 @@ func (d *SockDiag) Unix(inode uint32) (UnixSocket, error) {
 	req = append(req, unix.AF_UNIX, 0, 0, 0)
 	req = binary.NativeEndian.AppendUint32(req, ^uint32(0)) // all states
 	req = binary.NativeEndian.AppendUint32(req, inode)
-	req = binary.NativeEndian.AppendUint32(req, unixDiagShowName|unixDiagShowPeer|unixDiagShowRQ)
+	req = binary.NativeEndian.AppendUint32(req, unixDiagShowName|unixDiagShowVFS|unixDiagShowPeer|unixDiagShowRQ)
 	req = binary.NativeEndian.AppendUint64(req, ^uint64(0)) // no cookie
 	var out UnixSocket
 	found := false
@@ -91,6 +94,8 @@ func (d *SockDiag) Unix(inode uint32) (UnixSocket, error) {
 			switch {
 			case kind == unixDiagAttrName:
 				out.Name = append([]byte(nil), v...)
+			case kind == unixDiagAttrVFS && len(v) >= 4:
+				out.VFSInode = binary.NativeEndian.Uint32(v)
 			case kind == unixDiagAttrPeer && len(v) >= 4:
 				out.Peer = binary.NativeEndian.Uint32(v)
 			case kind == unixDiagAttrRQLen && len(v) >= 8:

@@ -72,27 +72,3 @@ func withAddr(nr uintptr, fd int, addr []byte) error {
 		}
 	}
 }
-
-// include/uapi/linux/timerfd.h and inotify.h; both need CONFIG_CHECKPOINT_RESTORE.
-const (
-	TFD_IOC_SET_TICKS     = 0x40085400 // _IOW('T', 0, __u64), since Linux 3.17
-	INOTIFY_IOC_SETNEXTWD = 0x40044900 // _IOW('I', 0, __s32), since Linux 4.16
-)
-
-// SetTimerFDTicks sets how many expirations of a timerfd are unread.
-func SetTimerFDTicks(fd int, ticks uint64) error {
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), TFD_IOC_SET_TICKS, uintptr(unsafe.Pointer(&ticks)))
-	if errno != 0 {
-		return errno
-	}
-	return nil
-}
-
-// SetNextWatch makes the next new watch of an inotify descriptor get the number wd.
-func SetNextWatch(fd, wd int) error {
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), INOTIFY_IOC_SETNEXTWD, uintptr(wd))
-	if errno != 0 {
-		return errno
-	}
-	return nil
-}
