@@ -105,6 +105,12 @@ func PtraceGetSiginfo(tid int) (s Siginfo, err error) {
 	return s, err
 }
 
+// PtraceSetSiginfo replaces the siginfo of the signal that a thread stopped for.
+func PtraceSetSiginfo(tid int, s *Siginfo) error {
+	_, err := ptracePtr(unix.PTRACE_SETSIGINFO, tid, 0, unsafe.Pointer(s))
+	return err
+}
+
 // PtraceGetEventMsg reads what an event stop carries: of a fork, the new tid.
 func PtraceGetEventMsg(tid int) (msg uint64, err error) {
 	_, err = ptracePtr(unix.PTRACE_GETEVENTMSG, tid, 0, unsafe.Pointer(&msg))

@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"structs"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -71,4 +72,42 @@ func withAddr(nr uintptr, fd int, addr []byte) error {
 			return errno
 		}
 	}
+}
+
+// FilterLength is how many instructions the socket filter of fd has, 0 without
+// one (SO_GET_FILTER counts instructions where others count bytes).
+func FilterLength(fd int) (int, error) {
+	var n uint32
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_GET_FILTER,
+		0, uintptr(unsafe.Pointer(&n)), 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
+// mcastMSFilter is MCAST_MSFILTER of include/uapi/linux/in.h.
+const mcastMSFilter = 48
+
+// groupFilter is struct group_filter of the same header, with no room for
+// sources.
+type groupFilter struct {
+	_         structs.HostLayout
+	Interface uint32
+	_         uint32
+	Group     [maxSockaddr]byte // struct __kernel_sockaddr_storage
+	Mode      uint32
+	Sources   uint32
+}
+
+// IsMember reports whether a socket has joined a multicast group, given as
+// struct sockaddr bytes, on the network device with that index. level is
+// IPPROTO_IP or IPPROTO_IPV6.
+func IsMember(fd, level, index int, group []byte) bool {
+	f := groupFilter{Interface: uint32(index)}
+	copy(f.Group[:], group)
+	n := uint32(unsafe.Sizeof(f))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), mcastMSFilter,
+		uintptr(unsafe.Pointer(&f)), uintptr(unsafe.Pointer(&n)), 0)
+	return errno == 0
 }
