@@ -99,6 +99,7 @@ func readSegs(w []uint64) []Segment {
 // setSegs replaces the Go side of the segments.
 func (sp *Space) setSegs(segs []Segment) {
 	sp.segs = segs
+	sp.shared = slices.ContainsFunc(segs, func(g Segment) bool { return g.Flags&(Shared|Written) == Shared })
 	sp.bySrc = slices.DeleteFunc(slices.Clone(segs), func(g Segment) bool { return g.Flags&Alias != 0 })
 	slices.SortFunc(sp.bySrc, func(a, b Segment) int { return compare(a.Src, b.Src) })
 }

@@ -52,6 +52,7 @@ type Space struct {
 	segs    []Segment // in ascending order of Dst
 	bySrc   []Segment // in ascending order of Src, without aliases
 	bits    *page.Bitmap
+	shared  bool // some segment is
 	missing atomic.Int64
 	fd      atomic.Int64
 }
@@ -321,4 +322,24 @@ func (sp *Space) dropUnmapped() {
 		})
 	}
 	mark(at, sp.src.Len())
+}
+
+// Trapped are the ranges of the segments that the userfaultfd serves.
+func (sp *Space) Trapped() (out []page.Range) {
+	if !sp.RLock() {
+		return nil
+	}
+	defer sp.RUnlock()
+	for _, g := range sp.segs {
+		if g.Flags&Written == 0 {
+			out = append(out, g.Dst)
+		}
+	}
+	return out
+}
+
+// SharedMissing reports whether a page of a shared segment may be missing. Lock
+// must be held.
+func (sp *Space) SharedMissing() bool {
+	return sp.shared && sp.missing.Load() > 0
 }

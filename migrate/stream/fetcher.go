@@ -1,0 +1,421 @@
+package stream
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pageferry/pageferry/page"
+	"github.com/pageferry/pageferry/pagestore"
+	"github.com/pageferry/pageferry/transport"
+)
+
+// Placer puts pages where they belong; see fault.Trap. Pages that are not
+// missing are left alone. Each method returns how many were missing.
+type Placer interface {
+	// Place puts data, the pages of r at the source. On error some of them are
+	// missing still.
+	Place(space page.Space, r page.Range, data []byte) (int, error)
+	// Zero says that the pages of r are zero.
+	Zero(space page.Space, r page.Range) (int, error)
+	// Absent says that the source has nothing at r.
+	Absent(space page.Space, r page.Range) (int, error)
+}
+
+// FetcherConfig is how a fetcher works; Store and Placer must be set.
+type FetcherConfig struct {
+	Store  *pagestore.Store
+	Placer Placer
+	// Window bounds the bytes asked for and not yet here on a bulk lane, and
+	// Chunk is how many are asked for at once. Defaults 256 KiB and 128 KiB.
+	Window, Chunk int
+	// StallTimeout is how long a lane may owe pages and deliver nothing until
+	// it is given up. Default 10 s.
+	StallTimeout time.Duration
+	// Order of the background stream. Default HotEagerAscending.
+	Order Order
+	// Waiting calls its argument for every page that a thread waits for; they
+	// are asked for again on a new urgent lane. May be nil.
+	Waiting func(func(page.Space, page.Num))
+	// OnUrgent is called on the thread that receives on an urgent lane, which
+	// is its own, to raise its priority. May be nil.
+	OnUrgent func()
+	// OnLost is called once for every lane that fails, and not for lanes that
+	// DropLanes or Close ends. May be nil.
+	OnLost func(id transport.LaneID, err error)
+	// OnEager is called once every eager page is settled, OnResident when no
+	// page is missing; again if more is adopted later. May be nil.
+	OnEager, OnResident func()
+	Log                 *slog.Logger // nil discards
+}
+
+var (
+	// ErrStalled: a lane owed pages and delivered nothing.
+	ErrStalled = errors.New("stream: lane stalled")
+	// ErrRefused: the source could not give the pages asked for.
+	ErrRefused = errors.New("stream: pages refused")
+)
+
+// Fetcher asks for missing pages and hands them to the placer.
+type Fetcher struct {
+	cfg    FetcherConfig
+	st     *pagestore.Store
+	log    *slog.Logger
+	nextID atomic.Uint64
+	ticker chan struct{} // closed by Close
+	wg     sync.WaitGroup
+
+	mu       sync.Mutex
+	lanes    []*lane
+	started  bool
+	closed   bool
+	flight   map[*pagestore.Source]*flight
+	redo     []piece
+	next     func() (*pagestore.Source, pagestore.Span, bool)
+	stopNext func()
+	cur      piece
+	told     struct{ eager, resident bool }
+}
+
+// piece is a run of pages of a source.
+type piece struct {
+	src *pagestore.Source
+	pagestore.Span
+}
+
+// flight is which pages of a source were asked for and are not here yet, and
+// which have been here.
+type flight struct{ out, got *page.Bitmap }
+
+// NewFetcher returns a fetcher without lanes. Close ends it.
+func NewFetcher(cfg FetcherConfig) *Fetcher {
+	if cfg.Window == 0 {
+		cfg.Window = 256 << 10
+	}
+	if cfg.Chunk == 0 {
+		cfg.Chunk = 128 << 10
+	}
+	cfg.Chunk = max(min(cfg.Chunk, cfg.Window), page.Size)
+	if cfg.StallTimeout == 0 {
+		cfg.StallTimeout = 10 * time.Second
+	}
+	if cfg.Order == nil {
+		cfg.Order = HotEagerAscending
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	f := &Fetcher{cfg: cfg, st: cfg.Store, log: cfg.Log, ticker: make(chan struct{}), flight: map[*pagestore.Source]*flight{}}
+	f.wg.Add(1)
+	go f.watch()
+	return f
+}
+
+// Attach takes ownership of a lane, also when it fails, and begins to use it.
+func (f *Fetcher) Attach(tl transport.Lane) error {
+	l := &lane{f: f, tl: tl, urgent: tl.ID().Kind == transport.Urgent, reqs: map[uint64]*request{}}
+	l.progress.Store(time.Now().UnixNano())
+	f.mu.Lock()
+	if f.closed {
+		f.mu.Unlock()
+		tl.Close()
+		return fmt.Errorf("stream: attach %v lane: %w", tl.ID().Kind, transport.ErrClosed)
+	}
+	f.lanes = append(f.lanes, l)
+	f.wg.Add(1)
+	f.mu.Unlock()
+	go l.run()
+	if l.urgent {
+		f.resendWaiting()
+	} else {
+		l.pump()
+	}
+	return nil
+}
+
+// resendWaiting asks for everything that threads wait for.
+func (f *Fetcher) resendWaiting() {
+	if f.cfg.Waiting == nil {
+		return
+	}
+	by := map[page.Space][]page.Num{}
+	f.cfg.Waiting(func(s page.Space, n page.Num) { by[s] = append(by[s], n) })
+	for s, ns := range by {
+		f.Urgent(s, ns)
+	}
+}
+
+// Start begins the background stream, and begins it anew after address spaces
+// were added to the store.
+func (f *Fetcher) Start() {
+	f.mu.Lock()
+	f.started = true
+	f.rewind()
+	f.told.eager, f.told.resident = false, false
+	f.mu.Unlock()
+	f.kick()
+	f.check()
+}
+
+// Urgent asks for pages that threads wait for. Without an urgent lane they are
+// asked for when there is one.
+func (f *Fetcher) Urgent(space page.Space, pages []page.Num) {
+	if l := f.urgentLane(); l != nil {
+		l.askPages(space, pages)
+	}
+}
+
+func (f *Fetcher) urgentLane() *lane {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, l := range f.lanes {
+		if l.urgent {
+			return l
+		}
+	}
+	return nil
+}
+
+// Lanes is how many lanes there are now.
+func (f *Fetcher) Lanes() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.lanes)
+}
+
+// Received is how many bytes came in on lanes, those that are gone included.
+func (f *Fetcher) Received() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := f.st.Count(pagestore.WireIn)
+	for _, l := range f.lanes {
+		n += l.tl.Stats().BytesReceived
+	}
+	return n
+}
+
+// DropLanes closes all lanes. What they owed is asked for again on lanes that
+// are attached later.
+func (f *Fetcher) DropLanes() {
+	f.mu.Lock()
+	lanes := slices.Clone(f.lanes)
+	for _, l := range lanes {
+		l.dropped.Store(true)
+	}
+	f.mu.Unlock()
+	for _, l := range lanes {
+		l.tl.Close()
+	}
+	for _, l := range lanes {
+		f.detach(l)
+	}
+}
+
+// Close ends all lanes and returns when their goroutines have. Idempotent.
+func (f *Fetcher) Close() error {
+	f.mu.Lock()
+	first := !f.closed
+	f.closed = true
+	f.mu.Unlock()
+	f.DropLanes()
+	if first {
+		close(f.ticker)
+	}
+	f.wg.Wait()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.stopNext != nil {
+		f.stopNext()
+		f.next, f.stopNext = nil, nil
+	}
+	return nil
+}
+
+// detach takes a lane out, and what it owed with it.
+func (f *Fetcher) detach(l *lane) {
+	f.mu.Lock()
+	i := slices.Index(f.lanes, l)
+	if i >= 0 {
+		f.lanes = slices.Delete(slices.Clone(f.lanes), i, i+1)
+		f.st.Add(pagestore.WireIn, l.tl.Stats().BytesReceived)
+		for id, r := range l.reqs {
+			f.giveBack(r.src, r.left.Ranges())
+			delete(l.reqs, id)
+		}
+		l.owed.Store(0)
+	}
+	f.mu.Unlock()
+	if i >= 0 {
+		f.kick()
+	}
+}
+
+// giveBack makes pages that were asked for be asked for again; mu is held.
+func (f *Fetcher) giveBack(src *pagestore.Source, rs []page.Range) {
+	fl := f.flightOf(src)
+	for _, r := range rs {
+		src.Each(r, func(p page.Range, i int) {
+			fl.out.AtomicClearRange(i, i+p.Pages())
+			f.redo = append(f.redo, piece{src, pagestore.Span{First: i, End: i + p.Pages()}})
+		})
+	}
+}
+
+func (f *Fetcher) flightOf(src *pagestore.Source) *flight {
+	fl := f.flight[src]
+	if fl == nil {
+		fl = &flight{page.NewBitmap(src.Len()), page.NewBitmap(src.Len())}
+		f.flight[src] = fl
+	}
+	return fl
+}
+
+// kick lets every bulk lane ask for more.
+func (f *Fetcher) kick() {
+	f.mu.Lock()
+	lanes := f.lanes
+	f.mu.Unlock()
+	for _, l := range lanes {
+		// Whoever holds the lock is asking already, or waits for a lane that
+		// stalls; the next tick comes soon.
+		if !l.urgent && l.sendMu.TryLock() {
+			l.pumpLocked()
+			l.sendMu.Unlock()
+		}
+	}
+}
+
+// check tells once that the eager pages, or all of them, are settled.
+func (f *Fetcher) check() {
+	f.mu.Lock()
+	if !f.started {
+		f.mu.Unlock()
+		return
+	}
+	var calls []func()
+	if !f.told.eager && !slices.ContainsFunc(f.st.Sources(), (*pagestore.Source).EagerLeft) {
+		f.told.eager = true
+		calls = append(calls, f.cfg.OnEager)
+	}
+	if !f.told.resident && f.st.Resident() {
+		f.told.resident = true
+		calls = append(calls, f.cfg.OnResident)
+	}
+	f.mu.Unlock()
+	for _, c := range calls {
+		if c != nil {
+			c()
+		}
+	}
+}
+
+// watch gives up lanes that stall, and notices what happened without a page
+// arriving: a program that gave up its last missing page, or forked.
+func (f *Fetcher) watch() {
+	defer f.wg.Done()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-f.ticker:
+			return
+		case now := <-tick.C:
+			f.mu.Lock()
+			lanes := f.lanes
+			idle := f.started && f.next == nil && len(f.redo) == 0
+			for _, l := range lanes {
+				idle = idle && len(l.reqs) == 0
+			}
+			if idle && !f.st.Resident() {
+				f.rewind()
+			}
+			f.mu.Unlock()
+			for _, l := range lanes {
+				if l.owed.Load() > 0 && now.UnixNano()-l.progress.Load() > int64(f.cfg.StallTimeout) {
+					l.fail(fmt.Errorf("%w: %v lane %d owes pages and delivered nothing for %v",
+						ErrStalled, l.tl.ID().Kind, l.tl.ID().Index, f.cfg.StallTimeout))
+				}
+			}
+			f.kick()
+			f.check()
+		}
+	}
+}
+
+// rewind begins the order anew; mu is held.
+func (f *Fetcher) rewind() {
+	if f.stopNext != nil {
+		f.stopNext()
+	}
+	f.cur = piece{}
+	f.next, f.stopNext = iter.Pull2(iter.Seq2[*pagestore.Source, pagestore.Span](f.cfg.Order(f.st)))
+}
+
+// take returns up to n pages of one source that are missing and not asked for,
+// and notes that they are now. It returns nil when there is nothing.
+func (f *Fetcher) take(n int) (src *pagestore.Source, rs []page.Range) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.started || f.closed {
+		return nil, nil
+	}
+	for n > 0 && len(rs) < maxRuns {
+		p := f.head()
+		if p == nil || src != nil && p.src != src {
+			break
+		}
+		fl := f.flightOf(p.src)
+		i := p.src.NextWanted(p.First, p.End)
+		if i < p.End && fl.out.AtomicGet(i) {
+			i = fl.out.NextClear(i)
+			p.First = min(i, p.End)
+			continue
+		}
+		p.First = i
+		if i >= p.End {
+			continue
+		}
+		limit := p.src.Run(i, min(n, p.End-i))
+		k := 1
+		for k < limit && !fl.out.AtomicGet(i+k) && p.src.Wanted(i+k) {
+			k++
+		}
+		fl.out.AtomicSetRange(i, i+k)
+		at := p.src.Addr(i)
+		src, rs = p.src, append(rs, page.Range{Start: at, End: at + page.Addr(k)<<page.Shift})
+		p.First = i + k
+		n -= k
+	}
+	return src, rs
+}
+
+// maxRuns bounds the runs of one request.
+const maxRuns = 64
+
+// head is the piece to take from next, or nil; mu is held.
+func (f *Fetcher) head() *piece {
+	for len(f.redo) > 0 {
+		if f.redo[0].First < f.redo[0].End {
+			return &f.redo[0]
+		}
+		f.redo = f.redo[1:]
+	}
+	for f.cur.First >= f.cur.End {
+		if f.next == nil {
+			return nil
+		}
+		src, sp, ok := f.next()
+		if !ok {
+			f.stopNext()
+			f.next, f.stopNext = nil, nil
+			return nil
+		}
+		f.cur = piece{src, sp}
+	}
+	return &f.cur
+}
