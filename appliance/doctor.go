@@ -1,0 +1,294 @@
+package appliance
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pageferry/pageferry/internal/sys"
+	"github.com/pageferry/pageferry/page"
+)
+
+// Verdict on one thing that a host offers or lacks.
+type Verdict string
+
+const (
+	VerdictOK       Verdict = "ok"
+	VerdictMissing  Verdict = "missing"  // and nothing moves without it
+	VerdictOptional Verdict = "optional" // lacking, and some things will not work or be slower
+)
+
+// Finding is one line of the doctor's report.
+type Finding struct {
+	Name    string  `json:"name"`
+	Verdict Verdict `json:"verdict"`
+	Found   string  `json:"found"`
+	Fix     string  `json:"fix,omitempty"`
+}
+
+// Diagnosis is what a host offers and lacks.
+type Diagnosis struct {
+	Kernel   string    `json:"kernel"`
+	Machine  string    `json:"machine"`
+	Ready    bool      `json:"ready"` // nothing needed is missing
+	Findings []Finding `json:"findings"`
+}
+
+// Doctor looks at this host. It tries each thing rather than believe a version
+// number, and leaves nothing behind.
+func Doctor() Diagnosis {
+	var u unix.Utsname
+	_ = unix.Uname(&u)
+	d := Diagnosis{
+		Kernel:  unix.ByteSliceToString(u.Release[:]),
+		Machine: unix.ByteSliceToString(u.Machine[:]),
+		Ready:   true,
+	}
+	for _, check := range []func() Finding{
+		checkRoot, func() Finding { return checkMachine(d.Machine) }, func() Finding { return checkKernel(d.Kernel) },
+		checkUserfaultfd, checkPagemapScan, checkPtrace, checkFreezer, checkPidfdGetfd, checkKcmp,
+		checkTimeNamespace, checkPIDNamespace, checkSeccomp, checkMemory, checkMapCount, checkOpenFiles,
+		checkFUSE, checkRDMA, checkSoftRoCE,
+	} {
+		d.Findings = append(d.Findings, check())
+	}
+	for _, p := range []struct{ program, pkg, use string }{
+		{"redis-server", "redis-server", "the demo"},
+		{"memcached", "memcached", "the tests"},
+		{"python3", "python3", "the tests"},
+		{"gcc", "gcc libc6-dev", "the tests"},
+	} {
+		d.Findings = append(d.Findings, checkProgram(p.program, p.pkg, p.use))
+	}
+	for _, f := range d.Findings {
+		if f.Verdict == VerdictMissing {
+			d.Ready = false
+		}
+	}
+	return d
+}
+
+// found is ok where err is nil.
+func found(name, what string, err error, otherwise Verdict, fix string) Finding {
+	if err == nil {
+		return Finding{Name: name, Verdict: VerdictOK, Found: what}
+	}
+	return Finding{Name: name, Verdict: otherwise, Found: err.Error(), Fix: fix}
+}
+
+func checkRoot() Finding {
+	var err error
+	if os.Geteuid() != 0 {
+		err = fmt.Errorf("user %d", os.Geteuid())
+	}
+	return found("root", "yes", err, VerdictMissing, "run it with sudo")
+}
+
+func checkMachine(machine string) Finding {
+	var err error
+	if machine != "x86_64" {
+		err = errors.New(machine)
+	}
+	return found("processor", machine, err, VerdictMissing, "only x86-64 is supported")
+}
+
+func checkKernel(release string) Finding {
+	major, minor := kernelVersion(release)
+	var err error
+	if major < 5 || (major == 5 && minor < 14) {
+		err = errors.New(release)
+	}
+	return found("kernel", release, err, VerdictMissing, "Linux 5.14 or later is needed; Debian 12 has 6.1")
+}
+
+func kernelVersion(release string) (major, minor int) {
+	_, _ = fmt.Sscanf(release, "%d.%d", &major, &minor)
+	return major, minor
+}
+
+func checkUserfaultfd() Finding {
+	fd, err := sys.Userfaultfd(unix.O_CLOEXEC | unix.O_NONBLOCK)
+	if err == nil {
+		defer unix.Close(fd)
+		var offered uint64
+		const want = sys.UffdFeatureEventFork | sys.UffdFeatureEventRemap | sys.UffdFeatureEventRemove |
+			sys.UffdFeatureEventUnmap | sys.UffdFeatureMissingShmem
+		if offered, _, err = sys.UffdAPI(fd, 0); err == nil && offered&want != want {
+			err = fmt.Errorf("lacks features %#x", want&^offered)
+		}
+	}
+	return found("userfaultfd", "yes, with fork, remap, remove and unmap events", err, VerdictMissing,
+		"a kernel with CONFIG_USERFAULTFD, and root")
+}
+
+func checkPagemapScan() Finding {
+	f, err := os.Open("/proc/self/pagemap")
+	if err == nil {
+		defer f.Close()
+		arg := sys.PMScanArg{ReturnMask: sys.PageIsPresent, CategoryAnyof: sys.PageIsPresent, Start: 0, End: page.Size, MaxPages: 1}
+		_, err = sys.PagemapScan(int(f.Fd()), &arg, make([]sys.PageRegion, 1))
+	}
+	return found("PAGEMAP_SCAN", "yes", err, VerdictOptional,
+		"Linux 6.7 or later; without it pages are found through /proc/PID/pagemap, slower")
+}
+
+func checkPtrace() Finding {
+	scope, err := os.ReadFile("/proc/sys/kernel/yama/ptrace_scope")
+	switch s := strings.TrimSpace(string(scope)); {
+	case err != nil:
+		return Finding{Name: "ptrace", Verdict: VerdictOK, Found: "not restricted"}
+	case s == "3":
+		return Finding{Name: "ptrace", Verdict: VerdictMissing, Found: "kernel.yama.ptrace_scope is 3: forbidden until the next boot",
+			Fix: "set kernel.yama.ptrace_scope to 2 or less in /etc/sysctl.d and reboot"}
+	default:
+		return Finding{Name: "ptrace", Verdict: VerdictOK, Found: "kernel.yama.ptrace_scope is " + s + ", which root may pass"}
+	}
+}
+
+func checkFreezer() Finding {
+	var dir string
+	err := errors.New("no cgroup v2 hierarchy is mounted")
+	if dir, _ = cgroup2Mount("/proc/self/mounts"); dir != "" {
+		// The root has no cgroup.freeze; every child has (cgroup-v2.rst).
+		try := filepath.Join(dir, fmt.Sprintf("pageferry-doctor-%d", os.Getpid()))
+		if err = os.Mkdir(try, 0o755); err == nil {
+			_, err = os.Stat(filepath.Join(try, "cgroup.freeze"))
+			_ = os.Remove(try)
+		}
+	}
+	return found("cgroup v2 freezer", "yes, at "+dir, err, VerdictMissing,
+		"boot with systemd.unified_cgroup_hierarchy=1, or mount -t cgroup2 none /sys/fs/cgroup/unified")
+}
+
+// cgroup2Mount is where the v2 hierarchy is, "" for nowhere.
+func cgroup2Mount(mounts string) (string, error) {
+	f, err := os.Open(mounts)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		if w := strings.Fields(sc.Text()); len(w) > 2 && w[2] == "cgroup2" {
+			return w[1], nil
+		}
+	}
+	return "", nil
+}
+
+func checkPidfdGetfd() Finding {
+	pfd, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err == nil {
+		defer unix.Close(pfd)
+		var fd int
+		if fd, err = unix.PidfdGetfd(pfd, pfd, 0); err == nil {
+			unix.Close(fd)
+		}
+	}
+	return found("pidfd_getfd", "yes", err, VerdictMissing, "Linux 5.6 or later")
+}
+
+func checkKcmp() Finding {
+	const kcmpVM = 1 // <linux/kcmp.h>
+	_, err := sys.Kcmp(os.Getpid(), os.Getpid(), kcmpVM, 0, 0)
+	return found("kcmp", "yes", err, VerdictMissing, "a kernel with CONFIG_KCMP")
+}
+
+func checkTimeNamespace() Finding {
+	_, err := os.Stat("/proc/self/ns/time")
+	return found("time namespaces", "yes", err, VerdictOptional,
+		"a kernel with CONFIG_TIME_NS; without it a process that uses the monotonic clock sees it jump")
+}
+
+func checkPIDNamespace() Finding {
+	_, err := os.Stat("/proc/self/ns/pid")
+	return found("pid namespaces", "yes", err, VerdictOptional,
+		"a kernel with CONFIG_PID_NS; without it a process whose pid is taken cannot arrive")
+}
+
+func checkSeccomp() Finding {
+	data, err := os.ReadFile("/proc/self/status")
+	if err == nil && !strings.Contains(string(data), "Seccomp:\t0") && strings.Contains(string(data), "Seccomp:") {
+		err = errors.New("this shell runs under a seccomp filter, which the daemon would inherit")
+	}
+	return found("seccomp", "no filter", err, VerdictOptional, "start the daemon from outside the container, or with seccomp=unconfined")
+}
+
+func checkMemory() Finding {
+	free, err := availableMemory()
+	if err == nil && free < 512<<20 {
+		err = fmt.Errorf("%s available", mib(free))
+	}
+	return found("memory", mib(free)+" available", err, VerdictOptional, "free some: an arriving process needs its own size, and 96 MiB more")
+}
+
+func checkMapCount() Finding {
+	n, err := readNumber("/proc/sys/vm/max_map_count")
+	if err == nil && n < 65530 {
+		err = fmt.Errorf("vm.max_map_count is %d", n)
+	}
+	return found("mappings", fmt.Sprintf("vm.max_map_count is %d", n), err, VerdictOptional,
+		"sysctl vm.max_map_count=262144: a process may have as many mappings as at its source")
+}
+
+func checkOpenFiles() Finding {
+	var l unix.Rlimit
+	err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l)
+	if err == nil && l.Max < 4096 {
+		err = fmt.Errorf("at most %d", l.Max)
+	}
+	return found("open files", "at most "+strconv.FormatUint(l.Max, 10), err, VerdictOptional, "ulimit -n 65536, or LimitNOFILE= in the unit")
+}
+
+func checkFUSE() Finding {
+	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err == nil {
+		f.Close()
+	}
+	return found("FUSE", "yes", err, VerdictOptional, "modprobe fuse; only --trap fuse, of a later version, needs it")
+}
+
+func checkRDMA() Finding {
+	devs, _ := filepath.Glob("/sys/class/infiniband/*")
+	var err error
+	if len(devs) == 0 {
+		err = errors.New("no device")
+	}
+	for i := range devs {
+		devs[i] = filepath.Base(devs[i])
+	}
+	return found("RDMA", strings.Join(devs, ", "), err, VerdictOptional, "TCP is used; an RDMA device serves a later version")
+}
+
+func checkSoftRoCE() Finding {
+	_, err := os.Stat("/sys/module/rdma_rxe")
+	what := "rdma_rxe is loaded"
+	if err != nil {
+		var u unix.Utsname
+		_ = unix.Uname(&u)
+		deps, derr := os.ReadFile("/lib/modules/" + unix.ByteSliceToString(u.Release[:]) + "/modules.dep")
+		switch {
+		case derr != nil:
+			err = errors.New("rdma_rxe is not loaded, and this kernel has no modules here")
+		case strings.Contains(string(deps), "/rdma_rxe.ko"):
+			err, what = nil, "rdma_rxe can be loaded"
+		default:
+			err = errors.New("this kernel has no module rdma_rxe")
+		}
+	}
+	return found("soft-RoCE", what, err, VerdictOptional, "apt install linux-image-amd64; TCP is used")
+}
+
+func checkProgram(program, pkg, use string) Finding {
+	path, err := exec.LookPath(program)
+	if err != nil {
+		err = errors.New("not installed")
+	}
+	return found(program, path, err, VerdictOptional, "apt install "+pkg+"; only "+use+" needs it")
+}
