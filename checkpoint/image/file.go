@@ -96,6 +96,9 @@ type Pipe struct {
 	Capacity int      `cbor:"2,keyasint"` // F_GETPIPE_SZ, bytes
 	Data     []byte   `cbor:"3,keyasint"` // unread bytes
 	Packets  [][]byte `cbor:"4,keyasint"` // of an O_DIRECT pipe, instead of Data
+	// HangUp: the other end was open once and is gone, so that readers see the
+	// end of file and writers EPIPE.
+	HangUp bool `cbor:"5,keyasint"`
 }
 
 // SocketState is what a socket is doing.
