@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"context"
+	"errors"
 
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/transport"
@@ -23,6 +24,10 @@ type State struct {
 	Memory []Memory
 }
 
+// ErrGone: the process, or what was left of a migration, does not exist any
+// more. Methods of Process and Arrival, and Host.Adopt, wrap it.
+var ErrGone = errors.New("migrate: the process is gone")
+
 // Process is a process at the source. Its methods are called by one goroutine
 // at a time, but Kill and Thaw must be safe at any moment after Isolate.
 type Process interface {
@@ -32,7 +37,13 @@ type Process interface {
 	Freeze(ctx context.Context) (State, error)
 	// Hold freezes the child cgroup and lets go of the threads: from here
 	// nothing but Thaw lets the process run, whatever dies.
+	// It is also called on a process that runs and must not, when a person
+	// resolved for the destination.
 	Hold(ctx context.Context) error
+	// Held reports whether the process is in the frozen child cgroup, as Hold
+	// left it: a daemon that comes back asks before it decides. ErrGone where
+	// there is no process any more.
+	Held(ctx context.Context) (bool, error)
 	// Thaw undoes Freeze, Hold and Isolate, in whatever state the process is:
 	// it runs on as if nothing had been. Idempotent.
 	Thaw(ctx context.Context) error
@@ -62,15 +73,23 @@ type Arrival interface {
 	// has returned. Idempotent.
 	Fetch(ctx context.Context) error
 	// Resident waits until the last page has arrived and nothing of the
-	// appliance is left in the process.
+	// appliance is left in the process. It returns nil, too, once the process
+	// has ended by itself: it will want no more pages. ErrGone where it was
+	// lost. Any other error is tried again. Broken lanes are no error here.
 	Resident(ctx context.Context) error
+	// Finish is called after Resident, once that is journalled: it removes the
+	// traces by which Adopt finds the arrival. Until then Adopt must succeed,
+	// also after Resident has returned, and Resident again. Idempotent.
+	Finish(ctx context.Context) error
 	// Abort ends everything: no process, no pager, no cgroup, no file.
 	// Idempotent.
 	Abort(ctx context.Context) error
 	// NewEpoch forgets the lanes after a broken link and returns the key for
-	// the next ones.
+	// the next ones. The first epoch, of Prepare and LaneKey, is 1; each later
+	// one is above all before it, whatever daemon had them.
 	NewEpoch(ctx context.Context) (epoch uint32, key []byte, err error)
-	// Stats is a snapshot for progress and the final report.
+	// Stats is a snapshot for progress and the final report. Safe at any time,
+	// during Rebuild and Resident too.
 	Stats() ArrivalStats
 	// Close lets go of handles; process and pager stay.
 	Close() error
@@ -88,15 +107,22 @@ type Host interface {
 	// Prepare decides whether to take what is offered (a *Refusal where not)
 	// and makes everything ready that can be before the freeze.
 	Prepare(ctx context.Context, id transport.MigrationID, offer Offer) (Arrival, error)
+	// Adopt takes up what an earlier daemon left of an arrival, frozen or
+	// running. ErrGone where nothing of it is left, and where the process is
+	// not there any more without having ended by itself.
+	Adopt(ctx context.Context, id transport.MigrationID) (Arrival, error)
 }
 
 // Lanes is how the source opens its page lanes and serves them: the appliance's
 // adapter over a transport and migrate/stream.
 type Lanes interface {
 	// Open connects the urgent and bulk lanes of an epoch and begins to serve
-	// pages of p on them in the background.
+	// pages of p on them in the background. What is left of an earlier epoch is
+	// closed first.
 	Open(ctx context.Context, epoch uint32, key []byte, p Process) error
 	// Lost is closed or receives when a lane of the current epoch has failed.
+	// It is asked for again after every Open. A lane that the destination
+	// closed in good order, because it needs no more pages, has not failed.
 	Lost() <-chan error
 	// BytesSent on all page lanes so far.
 	BytesSent() uint64

@@ -1,6 +1,9 @@
 package migrate
 
-import "fmt"
+import (
+	"fmt"
+	"time"
+)
 
 // Mode is when the pages move.
 type Mode string
@@ -36,6 +39,12 @@ type Offer struct {
 	// Requires lists, by name, abilities beyond the base ("time-namespace",
 	// "posix-timer-restore"); an unknown one is refused.
 	Requires []string `cbor:"21,keyasint"`
+	// Monotonic and Boottime are the source's clocks when the offer was made:
+	// close enough to prepare a time namespace before the freeze.
+	Monotonic time.Duration `cbor:"22,keyasint"`
+	Boottime  time.Duration `cbor:"23,keyasint"`
+	// Addresses maps addresses there to those here, for sockets.
+	Addresses map[string]string `cbor:"24,keyasint"`
 }
 
 // Refusal says that a host will not take a process, before anything was touched.
