@@ -204,7 +204,7 @@ static void body(void *arg)
 			forked(a);
 		verify_all(a, "all of it");
 	}
-	sleep_us(1000);
+	sleep_us(5000);
 }
 
 static struct arena *arenas[64];
