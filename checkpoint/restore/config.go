@@ -1,0 +1,135 @@
+package restore
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/pageferry/pageferry/checkpoint/image"
+	"github.com/pageferry/pageferry/page"
+)
+
+// Values of Config.PIDNamespace.
+const (
+	NamespaceAuto = "auto" // the caller's where the numbers are free, else a new one
+	NamespaceHost = "host" // the caller's, or fail with ErrPIDBusy
+	NamespaceNew  = "new"  // always a new one, with an init that reaps
+)
+
+// Config says how a process is to be rebuilt. Only ID has no default.
+type Config struct {
+	// ID names the cgroup of the process; unique on this host, one path
+	// element.
+	ID string
+	// CgroupParent is the path of the v2 cgroup, below the mount of the tree,
+	// under which the process gets its own. It must not lie in the daemon's:
+	// the end of that service would end the process. Default "/pageferry"; made
+	// if it is missing.
+	CgroupParent string
+	// PIDNamespace is one of the Namespace constants. Default auto.
+	PIDNamespace string
+	// PID that the process had and is to have. Prepare sees to it that it can;
+	// 0 leaves all of that to Rebuild.
+	PID int
+	// PGID and SID are its process group and session, as far as known.
+	PGID, SID int
+	// Monotonic and Boottime are the source's clocks at the moment of Prepare,
+	// as far as it is known: the process's time namespace is then made before
+	// the freeze. Rebuild holds them against the image, makes another one if
+	// the clocks would run backwards or jump, and needs neither.
+	Monotonic, Boottime time.Duration
+	// Addresses maps addresses of the source to those of this host, for
+	// sockets: see fds.RestoreContext.
+	Addresses map[string]string
+	// ForceVDSOBridge treats this kernel's vdso as different from the image's.
+	// It is there for tests: a bridge is otherwise only built between kernels.
+	ForceVDSOBridge bool
+	// Log takes what is worth knowing. Nil discards.
+	Log *slog.Logger
+	// KillPoint is called with "restore/STEP/before" and "restore/STEP/after"
+	// around every step. Tests end the program in it. Nil does nothing.
+	KillPoint func(name string)
+}
+
+// Validate says what of c cannot be.
+func (c *Config) Validate() error {
+	if c.ID == "" || strings.ContainsAny(c.ID, "/\x00\n") || c.ID == "." || c.ID == ".." {
+		return fmt.Errorf("restore: id %q cannot name a cgroup", c.ID)
+	}
+	switch c.PIDNamespace {
+	case "", NamespaceAuto, NamespaceHost, NamespaceNew:
+	default:
+		return fmt.Errorf("restore: pid namespace %q is none of auto, host, new", c.PIDNamespace)
+	}
+	if c.PID < 0 {
+		return fmt.Errorf("restore: pid %d", c.PID)
+	}
+	if c.CgroupParent != "" && (!strings.HasPrefix(c.CgroupParent, "/") || strings.Contains(c.CgroupParent, "..")) {
+		return fmt.Errorf("restore: cgroup parent %q is no absolute path in the v2 tree", c.CgroupParent)
+	}
+	return nil
+}
+
+func (c *Config) ensureDefaults() {
+	if c.CgroupParent == "" {
+		c.CgroupParent = "/pageferry"
+	}
+	if c.PIDNamespace == "" {
+		c.PIDNamespace = NamespaceAuto
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.KillPoint == nil {
+		c.KillPoint = func(string) {}
+	}
+}
+
+// Trap takes charge of a rebuilt process's memory: it fills it, before and after
+// the process runs.
+type Trap interface {
+	// Adopt is called when the memory is mapped and registered, before anything
+	// touches it. It takes ownership of the descriptors in a, also on error.
+	Adopt(ctx context.Context, a Adoption) error
+	// WaitEager returns when every page of every Memory.Eager is in place.
+	WaitEager(ctx context.Context) error
+}
+
+// Adoption is the memory of one process.
+type Adoption struct {
+	Space page.Space
+	// UFFD is the process's userfaultfd, non-blocking, after UFFDIO_API with
+	// the FORK, REMAP, REMOVE and UNMAP events, with every RegionUFFD
+	// registered for missing pages. Nobody else holds a copy. Nil if no region
+	// is a RegionUFFD.
+	UFFD *os.File
+	// Mem is /proc/PID/mem, open for reading and writing.
+	Mem *os.File
+	PID int // in our pid namespace
+	// Regions are the mappings that have content to come, ascending. All of
+	// Memory.Lazy lies in those of RegionUFFD, all of Memory.Eager in those of
+	// RegionWrite.
+	Regions []Region
+	Memory  image.Memory
+}
+
+// RegionKind says how pages get into a region.
+type RegionKind uint8
+
+const (
+	// RegionUFFD is registered with the userfaultfd: UFFDIO_COPY.
+	RegionUFFD RegionKind = iota + 1
+	// RegionWrite is not: write to Adoption.Mem, which goes through protection.
+	RegionWrite
+)
+
+// Region is one mapping.
+type Region struct {
+	page.Range
+	Kind RegionKind
+	// Shared: mapped shared, where MADV_DONTNEED keeps the content.
+	Shared bool
+}

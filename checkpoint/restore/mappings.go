@@ -1,0 +1,158 @@
+package restore
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pageferry/pageferry/checkpoint/image"
+	"github.com/pageferry/pageferry/checkpoint/inject"
+	"github.com/pageferry/pageferry/internal/sys"
+)
+
+// From <linux/mman.h>: the type of a droppable mapping (6.11), and <asm/unistd>.
+const (
+	mapDroppable = 0x08
+	mlockOnFault = 1
+	sysMseal     = 462
+)
+
+// advice says which madvise brings which flag of VmFlags about.
+var advice = []struct {
+	flag   string
+	advice uint64
+}{
+	{"sr", unix.MADV_SEQUENTIAL}, {"rr", unix.MADV_RANDOM},
+	{"dc", unix.MADV_DONTFORK}, {"dd", unix.MADV_DONTDUMP}, {"wf", unix.MADV_WIPEONFORK},
+	{"hg", unix.MADV_HUGEPAGE}, {"nh", unix.MADV_NOHUGEPAGE}, {"mg", unix.MADV_MERGEABLE},
+}
+
+// foreign are flags of mappings that cannot be made by mmap.
+var foreign = map[string]string{
+	"ht": "huge pages of hugetlbfs", "io": "device memory", "pf": "device memory", "ss": "a shadow stack",
+}
+
+// checkMappings refuses what cannot be rebuilt.
+func checkMappings(p *image.Process) error {
+	for i := range p.VMAs {
+		v := &p.VMAs[i]
+		if v.Kind == image.VMAVDSO || v.Kind == image.VMAVVAR || v.Kind == image.VMAVsyscall {
+			continue
+		}
+		for _, f := range v.Flags {
+			if what, bad := foreign[f]; bad {
+				return about(fmt.Errorf("%w: %s", ErrUnsupported, what), "mapping %v", v.Range)
+			}
+		}
+	}
+	return nil
+}
+
+// mmapFlags are those of the mapping but for MAP_ANONYMOUS.
+func mmapFlags(v *image.VMA) uint64 {
+	fl := uint64(unix.MAP_FIXED_NOREPLACE)
+	switch {
+	case v.Shared:
+		fl |= unix.MAP_SHARED
+	case v.Has("dp"):
+		fl |= mapDroppable
+	default:
+		fl |= unix.MAP_PRIVATE
+	}
+	if v.Has("nr") {
+		fl |= unix.MAP_NORESERVE
+	}
+	if v.Has("gd") {
+		fl |= unix.MAP_GROWSDOWN
+	}
+	return fl
+}
+
+// mapAll makes every mapping of the process except those of shared memory
+// objects and of the vdso. Files are opened once for all their mappings that
+// follow each other.
+func mapAll(s *script, p *image.Process) {
+	var file *inject.Call
+	var path string
+	var flags uint64
+	shut := func() {
+		if file != nil {
+			s.on(nil)
+			s.call(unix.SYS_CLOSE, 0).Arg(0, file)
+		}
+		file = nil
+	}
+	for i := range p.VMAs {
+		v := &p.VMAs[i]
+		s.on(func() string { return fmt.Sprintf("mapping %v %s", v.Range, v.Path) })
+		fd := func() *inject.Call {
+			of := uint64(unix.O_RDONLY | unix.O_CLOEXEC)
+			if v.Shared && (v.Has("mw") || v.Prot&unix.PROT_WRITE != 0) {
+				of = unix.O_RDWR | unix.O_CLOEXEC
+			}
+			if file == nil || path != v.Path || flags != of {
+				obj := s.object
+				shut()
+				s.on(obj)
+				file = s.call(unix.SYS_OPENAT, atFDCWD, s.String(v.Path), of, 0)
+				path, flags = v.Path, of
+			}
+			return file
+		}
+		switch v.Kind {
+		case image.VMAAnon:
+			s.call(unix.SYS_MMAP, uint64(v.Start), v.Bytes(), uint64(v.Prot), mmapFlags(v)|unix.MAP_ANONYMOUS, minus(1), 0)
+		case image.VMAFile, image.VMAFileShared, image.VMADevice:
+			f := fd()
+			s.call(unix.SYS_MMAP, uint64(v.Start), v.Bytes(), uint64(v.Prot), mmapFlags(v), 0, v.Offset).Arg(4, f)
+		}
+	}
+	shut()
+}
+
+// dressAll gives all mappings what mmap could not: advice, names, guards, locks.
+func dressAll(s *script, p *image.Process) {
+	for i := range p.VMAs {
+		v := &p.VMAs[i]
+		switch v.Kind {
+		case image.VMAVDSO, image.VMAVVAR, image.VMAVsyscall:
+		default:
+			dress(s, v)
+		}
+	}
+}
+
+func dress(s *script, v *image.VMA) {
+	start, size := uint64(v.Start), v.Bytes()
+	s.on(func() string { return fmt.Sprintf("flags %v of mapping %v %s", v.Flags, v.Range, v.Path) })
+	for _, a := range advice {
+		if v.Has(a.flag) && !(v.Has("dp") && (a.flag == "wf" || a.flag == "dd")) {
+			c := s.call(unix.SYS_MADVISE, start, size, a.advice)
+			if a.flag == "mg" || a.flag == "hg" || a.flag == "nh" {
+				c.Optional() // hints, of which a kernel may be built without
+			}
+		}
+	}
+	if v.Name != "" {
+		// A kernel without CONFIG_ANON_VMA_NAME has no names to lose.
+		s.call(unix.SYS_PRCTL, unix.PR_SET_VMA, unix.PR_SET_VMA_ANON_NAME, start, size, s.String(v.Name)).Optional()
+	}
+	for _, g := range v.Guards {
+		s.call(unix.SYS_MADVISE, uint64(g.Start), g.Bytes(), sys.MadvGuardInstall)
+	}
+	if v.Has("lo") {
+		// On fault, for mlock itself would touch every page, before they are
+		// there. Those that come by userfaultfd are locked as they come.
+		s.call(unix.SYS_MLOCK2, start, size, mlockOnFault)
+	}
+}
+
+// sealAll makes sealed mappings unchangeable; nothing may be changed after it.
+func sealAll(s *script, p *image.Process) {
+	for i := range p.VMAs {
+		if v := &p.VMAs[i]; v.Has("sl") && v.Kind != image.VMAVDSO && v.Kind != image.VMAVVAR && v.Kind != image.VMAVsyscall {
+			s.onf("seal of mapping %v", v.Range)
+			s.call(sysMseal, uint64(v.Start), v.Bytes(), 0)
+		}
+	}
+}

@@ -1,0 +1,89 @@
+package restore
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/pageferry/pageferry/checkpoint/inject"
+	"github.com/pageferry/pageferry/internal/sys"
+)
+
+// script is a batch of injected calls that remembers what each call is about, so
+// that the one that fails can be named without naming the thousand that do not.
+type script struct {
+	*inject.Batch
+	object func() string   // of the calls that come now
+	names  []func() string // by index of the call
+}
+
+func newScript(t *inject.Target) *script { return &script{Batch: t.Batch()} }
+
+// on says what the next calls are about; nil is nothing worth naming.
+func (s *script) on(object func() string) { s.object = object }
+
+// onf is on for few calls, where the cost of a name does not matter.
+func (s *script) onf(format string, a ...any) {
+	s.object = func() string { return fmt.Sprintf(format, a...) }
+}
+
+func (s *script) call(nr uintptr, args ...uint64) *inject.Call {
+	s.names = append(s.names, s.object)
+	return s.Call(nr, args...)
+}
+
+// run runs the batch on the thread.
+func (s *script) run(tid int) error {
+	if len(s.names) == 0 {
+		return nil
+	}
+	return s.explain(s.Batch.Run(tid))
+}
+
+// explain adds the object to the error of a call of this batch.
+func (s *script) explain(err error) error {
+	var ce *inject.CallError
+	if errors.As(err, &ce) && ce.Index >= 0 && ce.Index < len(s.names) && s.names[ce.Index] != nil {
+		return about(err, "%s", s.names[ce.Index]())
+	}
+	return err
+}
+
+// put places a kernel struct in the target's memory and returns its address.
+func put[T any](s *script, v *T) uint64 { return s.Bytes(sys.AsBytes(v)) }
+
+// runAll runs one batch per thread, all threads at the same time.
+func runAll(tids []int, scripts []*script) error {
+	jobs := make([]inject.Job, 0, len(scripts))
+	for i, s := range scripts {
+		if len(s.names) > 0 {
+			jobs = append(jobs, inject.Job{TID: tids[i], Batch: s.Batch})
+		}
+	}
+	err := inject.RunAll(jobs)
+	var ce *inject.CallError
+	if errors.As(err, &ce) {
+		for i, tid := range tids {
+			if tid == ce.TID {
+				return scripts[i].explain(err)
+			}
+		}
+	}
+	return err
+}
+
+func le64(vs ...uint64) []byte {
+	b := make([]byte, 0, 8*len(vs))
+	for _, v := range vs {
+		b = binary.LittleEndian.AppendUint64(b, v)
+	}
+	return b
+}
+
+func le32(v uint32) []byte { return binary.LittleEndian.AppendUint32(nil, v) }
+
+// minus is a negative argument in a register.
+func minus(v int64) uint64 { return uint64(-v) }
+
+// atFDCWD is AT_FDCWD in a register.
+const atFDCWD = ^uint64(0) - 99

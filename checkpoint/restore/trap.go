@@ -1,0 +1,111 @@
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pageferry/pageferry/checkpoint/image"
+	"github.com/pageferry/pageferry/internal/sys"
+	"github.com/pageferry/pageferry/page"
+)
+
+// planRegions says how the content of each mapping gets into it. A mapping with
+// no content to come is no region: it stays ordinary memory, that nobody traps.
+func planRegions(p *image.Process, m *image.Memory) ([]Region, error) {
+	var rs []Region
+	var lazy, eager uint64
+	for i := range p.VMAs {
+		v := &p.VMAs[i]
+		if v.Kind == image.VMAVsyscall {
+			continue
+		}
+		l, e := bytesOf(m.Lazy.Intersect(v.Range)), bytesOf(m.Eager.Intersect(v.Range))
+		lazy, eager = lazy+l, eager+e
+		switch {
+		case l > 0 && e > 0:
+			return nil, about(fmt.Errorf("%w: both lazy and eager pages", image.ErrFormat), "mapping %v", v.Range)
+		case l > 0 && v.Kind != image.VMAAnon && v.Kind != image.VMAShared && v.Kind != image.VMADevice:
+			return nil, about(fmt.Errorf("%w: lazy pages in a mapping that cannot be trapped", image.ErrFormat), "mapping %v %s", v.Range, v.Path)
+		case l > 0:
+			rs = append(rs, Region{v.Range, RegionUFFD, v.Shared})
+		case e > 0:
+			rs = append(rs, Region{v.Range, RegionWrite, v.Shared})
+		}
+	}
+	if lazy != m.Lazy.Bytes() || eager != m.Eager.Bytes() {
+		return nil, fmt.Errorf("%w: content outside the mappings", image.ErrFormat)
+	}
+	return rs, nil
+}
+
+func bytesOf(rs []page.Range) (n uint64) {
+	for _, r := range rs {
+		n += r.Bytes()
+	}
+	return n
+}
+
+// uffdFeatures are those of every trapped process. The events tell of memory
+// that the process gives up, moves or shares with a child while pages are
+// missing.
+const uffdFeatures = sys.UffdFeatureEventFork | sys.UffdFeatureEventRemap | sys.UffdFeatureEventRemove |
+	sys.UffdFeatureEventUnmap | sys.UffdFeatureMissingShmem
+
+// register makes of the userfaultfd that the process has as number fd one of
+// ours, with all regions that need it.
+func register(pidfd, fd int, rs []Region) (_ *os.File, err error) {
+	n, err := unix.PidfdGetfd(pidfd, fd, 0)
+	if err != nil {
+		return nil, fmt.Errorf("pidfd_getfd of the userfaultfd: %w", err)
+	}
+	f := os.NewFile(uintptr(n), "userfaultfd")
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close())
+		}
+	}()
+	if _, _, err := sys.UffdAPI(n, uffdFeatures); err != nil {
+		return nil, fmt.Errorf("userfaultfd: features %#x: %w (needs Linux 4.14 and CAP_SYS_PTRACE)", uffdFeatures, err)
+	}
+	for i := 0; i < len(rs); {
+		r := rs[i]
+		i++
+		if r.Kind != RegionUFFD {
+			continue
+		}
+		// Neighbours that touch go in one request.
+		for i < len(rs) && rs[i].Kind == RegionUFFD && rs[i].Start == r.End {
+			r.End = rs[i].End
+			i++
+		}
+		if _, err := sys.UffdRegister(n, uint64(r.Start), r.Bytes(), sys.UffdioRegisterModeMissing); err != nil {
+			return nil, about(fmt.Errorf("userfaultfd: register: %w", err), "mapping %v", r.Range)
+		}
+	}
+	return f, nil
+}
+
+// adopt hands the memory to the trap.
+func adopt(ctx context.Context, trap Trap, space page.Space, pid, pidfd, fd int, rs []Region, m *image.Memory) error {
+	a := Adoption{Space: space, PID: pid, Regions: rs, Memory: *m}
+	var err error
+	if fd >= 0 {
+		if a.UFFD, err = register(pidfd, fd, rs); err != nil {
+			return err
+		}
+	}
+	if a.Mem, err = os.OpenFile(fmt.Sprintf("/proc/%d/mem", pid), os.O_RDWR, 0); err != nil {
+		if a.UFFD != nil {
+			err = errors.Join(err, a.UFFD.Close())
+		}
+		return err
+	}
+	if err := trap.Adopt(ctx, a); err != nil {
+		return fmt.Errorf("trap: %w", err)
+	}
+	return nil
+}
