@@ -43,12 +43,12 @@ type Config struct {
 	Log *os.File
 }
 
-// TLS names PEM files, and the peer that page lanes must come from.
+// TLS names PEM files for mutual TLS on page lanes. That a lane is of this
+// migration is proven by its one-time key.
 type TLS struct {
 	CA   string `cbor:"1,keyasint"`
 	Cert string `cbor:"2,keyasint"`
 	Key  string `cbor:"3,keyasint"`
-	Peer string `cbor:"4,keyasint"` // the name proved on the control lane; "" for any
 }
 
 // WithDefaults is c with every unset field at its default.

@@ -3,78 +3,304 @@ package pager
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"sync"
+	"time"
 
 	"github.com/pageferry/pageferry/transport"
+	"golang.org/x/sys/unix"
 )
 
 // Client is the daemon's handle on a pager.
-type Client struct{}
+type Client struct {
+	cfg    Config
+	conn   *conn
+	events chan Event
+	done   chan struct{} // closed when no more replies will come
+	closed chan struct{} // closed by Close
+	once   sync.Once
+	wg     sync.WaitGroup
 
-var errNotThere = errors.New("pager: not built into this binary")
-
-// Start runs a pager and its keeper.
-func Start(ctx context.Context, cfg Config) (*Client, error) { return nil, errNotThere }
-
-// Connect finds the living pager of cfg.Dir, or fails with ErrNoPager.
-func Connect(ctx context.Context, cfg Config) (*Client, error) { return nil, errNotThere }
-
-// Takeover starts a new pager in the place of a dead one, whose keeper is the
-// process keeperPID; 0 means the one recorded in cfg.Dir. Lanes must be attached
-// again, in a new epoch. The old keeper is ended.
-func Takeover(ctx context.Context, cfg Config, keeperPID int) (*Client, error) {
-	return nil, errNotThere
+	mu       sync.Mutex
+	who      who
+	pidfd    int // of the pager
+	reap     func()
+	next     uint64
+	calls    map[uint64]chan packet
+	finished bool
 }
 
-// AttachLane gives the pager a connection whose preamble has been read and
-// nothing more. key is the one-time key of the epoch. f stays the caller's.
-func (c *Client) AttachLane(ctx context.Context, id transport.LaneID, key []byte, f *os.File) error {
-	return errNotThere
+// newClient takes ownership of c and pidfd. reap, which may be nil, waits for a
+// child that has ended.
+func newClient(cfg Config, c *conn, w who, pidfd int, reap func()) *Client {
+	cl := &Client{
+		cfg: cfg, conn: c, who: w, pidfd: pidfd, reap: reap,
+		events: make(chan Event, 64), done: make(chan struct{}), closed: make(chan struct{}),
+		calls: map[uint64]chan packet{},
+	}
+	cl.wg.Add(2)
+	go cl.receive()
+	go cl.watch()
+	return cl
 }
 
-// NewEpoch closes all lanes; lanes of an older epoch are refused from here on.
-func (c *Client) NewEpoch(ctx context.Context, epoch uint32) error { return errNotThere }
+// PID is the pager's process.
+func (c *Client) PID() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.who.PID
+}
 
-// AttachFile makes a file a source of pages, in the place of lanes. The file
-// stays the caller's.
-func (c *Client) AttachFile(ctx context.Context, pf PageFile) error { return errNotThere }
-
-// Adopt hands over an address space. Its faults are served from then on. The
-// files stay the caller's, who should close them when it returns.
-func (c *Client) Adopt(ctx context.Context, a Adoption) error { return errNotThere }
-
-// Fetch begins the background stream. Idempotent.
-func (c *Client) Fetch(ctx context.Context) error { return errNotThere }
-
-// WaitEager waits until every eager page of what was adopted is in place. It
-// needs Fetch. Broken lanes do not end it: new ones may come.
-func (c *Client) WaitEager(ctx context.Context) error { return errNotThere }
-
-// WaitResident waits until every page has arrived.
-func (c *Client) WaitResident(ctx context.Context) error { return errNotThere }
+// KeeperPID is the keeper's. It changes when a keeper died and was replaced.
+func (c *Client) KeeperPID() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.who.Keeper
+}
 
 // Events is closed when the pager is gone or the client is closed. Whoever is
 // slow misses Progress events but no others.
-func (c *Client) Events() <-chan Event { return nil }
+func (c *Client) Events() <-chan Event { return c.events }
+
+// receive deals out replies and events.
+func (c *Client) receive() {
+	defer c.wg.Done()
+	defer close(c.done)
+	for {
+		p, files, err := c.conn.recv()
+		closeAll(files)
+		if err != nil {
+			return
+		}
+		switch p.Op {
+		case opReply:
+			c.mu.Lock()
+			ch := c.calls[p.ID]
+			delete(c.calls, p.ID)
+			c.mu.Unlock()
+			if ch != nil {
+				ch <- p // has room for its one reply
+			}
+		case opEvent:
+			m, err := decode[eventMsg](p)
+			if err != nil {
+				continue
+			}
+			c.event(m)
+		}
+	}
+}
+
+func (c *Client) event(m eventMsg) {
+	if m.Kind == keeperChanged {
+		c.mu.Lock()
+		c.who.Keeper = int(m.Stats.Faults)
+		c.who.KeeperStart, _ = startTime(c.who.Keeper)
+		c.mu.Unlock()
+		return
+	}
+	e := Event{Kind: m.Kind, Stats: m.Stats, Lane: m.Lane, Err: errorOf(m.Err, m.Code)}
+	if e.Kind == Progress {
+		select {
+		case c.events <- e:
+		default:
+		}
+		return
+	}
+	select {
+	case c.events <- e:
+	case <-c.closed:
+	}
+}
+
+// watch waits for the end of the pager: its connection alone would not tell,
+// because the keeper holds the other end open as well.
+func (c *Client) watch() {
+	defer c.wg.Done()
+	exited := make(chan struct{})
+	go func() {
+		defer close(exited)
+		for !waitProcess(c.pidfd, 500*time.Millisecond) {
+			select {
+			case <-c.closed:
+				return
+			default:
+			}
+		}
+	}()
+	select {
+	case <-exited:
+	case <-c.closed:
+		<-exited
+	}
+	gone := waitProcess(c.pidfd, 0)
+	_ = c.conn.c.Close()
+	<-c.done
+	if gone && c.reap != nil {
+		c.reap()
+	}
+	c.mu.Lock()
+	finished := c.finished
+	_ = unix.Close(c.pidfd)
+	c.pidfd = -1
+	c.mu.Unlock()
+	if gone {
+		e := Event{Kind: Exited}
+		if !finished {
+			e.Err = ErrGone
+		}
+		select {
+		case c.events <- e:
+		case <-c.closed:
+		}
+	}
+	close(c.events)
+}
+
+// call sends a request and waits for its reply.
+func (c *Client) call(ctx context.Context, o op, body any, files ...*os.File) (packet, error) {
+	ch := make(chan packet, 1)
+	c.mu.Lock()
+	c.next++
+	id := c.next
+	c.calls[id] = ch
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		delete(c.calls, id)
+		c.mu.Unlock()
+	}()
+	if err := c.conn.send(packet{ID: id, Op: o}, body, files...); err != nil {
+		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, os.ErrClosed) {
+			err = fmt.Errorf("%w: %w", ErrGone, err)
+		}
+		return packet{}, err
+	}
+	select {
+	case p := <-ch:
+		return p, errorOf(p.Err, p.Code)
+	case <-ctx.Done():
+		return packet{}, fmt.Errorf("pager %d: %s: %w", c.PID(), o, ctx.Err())
+	case <-c.done:
+	}
+	select { // it may have come last
+	case p := <-ch:
+		return p, errorOf(p.Err, p.Code)
+	default:
+		return packet{}, fmt.Errorf("pager %d: %s: %w", c.PID(), o, ErrGone)
+	}
+}
+
+// AttachLane gives the pager a connection whose preamble has not been read. key
+// is the one-time key of the epoch. f stays the caller's.
+func (c *Client) AttachLane(ctx context.Context, id transport.LaneID, key []byte, f *os.File) error {
+	_, err := c.call(ctx, opLane, laneMsg{id, key}, f)
+	return err
+}
+
+// NewEpoch closes all lanes; lanes of another epoch are refused from here on.
+func (c *Client) NewEpoch(ctx context.Context, epoch uint32) error {
+	_, err := c.call(ctx, opEpoch, epochMsg{epoch})
+	return err
+}
+
+// AttachFile makes a file a source of pages, in the place of lanes. The file
+// stays the caller's.
+func (c *Client) AttachFile(ctx context.Context, pf PageFile) error {
+	_, err := c.call(ctx, opFile, fileMsg{pf.Space, pf.Index}, pf.File)
+	return err
+}
+
+// Adopt hands over an address space. Its faults are served from then on. The
+// files stay the caller's, who should close them when it returns.
+func (c *Client) Adopt(ctx context.Context, a Adoption) error {
+	m := adoptMsg{
+		Space: a.Space, PID: a.PID, UFFD: a.UFFD != nil, Mem: a.Mem != nil, Regions: a.Regions,
+		Lazy: a.Lazy.Ranges(), Eager: a.Eager.Ranges(), Hot: a.Hot.Ranges(),
+	}
+	var files []*os.File
+	for _, f := range []*os.File{a.UFFD, a.Mem} {
+		if f != nil {
+			files = append(files, f)
+		}
+	}
+	_, err := c.call(ctx, opAdopt, m, files...)
+	return err
+}
+
+// Fetch begins the background stream. Idempotent.
+func (c *Client) Fetch(ctx context.Context) error {
+	_, err := c.call(ctx, opFetch, nil)
+	return err
+}
+
+// WaitEager waits until every eager page of what was adopted is in place. It
+// needs Fetch. Broken lanes do not end it: new ones may come.
+func (c *Client) WaitEager(ctx context.Context) error {
+	_, err := c.call(ctx, opWaitEager, nil)
+	return err
+}
+
+// WaitResident waits until every page has arrived. ErrLost if they never will.
+func (c *Client) WaitResident(ctx context.Context) error {
+	_, err := c.call(ctx, opWaitResident, nil)
+	return err
+}
 
 // Stats is a fresh snapshot.
-func (c *Client) Stats(ctx context.Context) (Stats, error) { return Stats{}, errNotThere }
-
-// Finish leaves plain memory behind and ends pager and keeper. It fails, and
-// changes nothing, while a page is missing.
-func (c *Client) Finish(ctx context.Context) error { return errNotThere }
+func (c *Client) Stats(ctx context.Context) (Stats, error) {
+	p, err := c.call(ctx, opStats, nil)
+	if err != nil {
+		return Stats{}, err
+	}
+	return decode[Stats](p)
+}
 
 // Poison makes every missing page raise SIGBUS at its next touch, because the
 // source is lost for good.
-func (c *Client) Poison(ctx context.Context) error { return errNotThere }
+func (c *Client) Poison(ctx context.Context) error {
+	_, err := c.call(ctx, opPoison, nil)
+	return err
+}
+
+// Finish leaves plain memory behind and ends pager and keeper. It fails, and
+// changes nothing, while a page is missing.
+func (c *Client) Finish(ctx context.Context) error {
+	c.mu.Lock()
+	keeper, start := c.who.Keeper, c.who.KeeperStart
+	c.finished = true
+	c.mu.Unlock()
+	if _, err := c.call(ctx, opFinish, nil); err != nil {
+		c.mu.Lock()
+		c.finished = false
+		c.mu.Unlock()
+		return err
+	}
+	select {
+	case <-c.done:
+	case <-ctx.Done():
+		return fmt.Errorf("pager %d: end: %w", c.PID(), ctx.Err())
+	}
+	return endKeeper(keeper, start)
+}
 
 // Abort kills pager and keeper. What they served reads zeros from then on, so
 // the process must be dead before. Idempotent.
-func (c *Client) Abort(ctx context.Context) error { return errNotThere }
+func (c *Client) Abort(ctx context.Context) error {
+	c.mu.Lock()
+	w := c.who
+	c.finished = true
+	c.mu.Unlock()
+	// The pager first: it would replace its keeper.
+	err := errors.Join(endByPID(w.PID, w.Start), endKeeper(w.Keeper, w.KeeperStart))
+	removeState(c.cfg.Dir)
+	return err
+}
 
-// PID and KeeperPID are those of the two processes.
-func (c *Client) PID() int       { return 0 }
-func (c *Client) KeeperPID() int { return 0 }
-
-// Close lets go of the pager, which lives on.
-func (c *Client) Close() error { return nil }
+// Close lets go of the pager, which lives on. Idempotent.
+func (c *Client) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	c.wg.Wait()
+	return nil
+}

@@ -1,0 +1,115 @@
+package pager
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sort"
+	"time"
+
+	"github.com/pageferry/pageferry/appliance/keys"
+	"github.com/pageferry/pageferry/migrate/stream"
+	"github.com/pageferry/pageferry/page"
+	"github.com/pageferry/pageferry/transport"
+	"github.com/pageferry/pageferry/transport/tcp"
+	"golang.org/x/sys/unix"
+)
+
+// handshakeLimit is how long the other end of a lane may take to prove itself.
+const handshakeLimit = 10 * time.Second
+
+// lane shakes hands on a connection and begins to use it.
+func (s *server) lane(m laneMsg, f *os.File) error {
+	if m.Lane.Migration != s.cfg.ID {
+		return fmt.Errorf("pager: lane of migration %s", m.Lane.Migration)
+	}
+	if e := s.store.Epoch(); m.Lane.Epoch != e {
+		return fmt.Errorf("pager: %w: lane of epoch %d, now is %d", transport.ErrAuth, m.Lane.Epoch, e)
+	}
+	cfg := tcp.Config{Pool: s.pool, Log: s.log, PlainPages: true, Insecure: s.cfg.TLS == nil}
+	if t := s.cfg.TLS; t != nil {
+		server, _, err := keys.LoadTLS(t.CA, t.Cert, t.Key)
+		if err != nil {
+			return fmt.Errorf("pager: keys for page lanes: %w", err)
+		}
+		cfg.Server, cfg.PlainPages = server, false
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, handshakeLimit)
+	defer cancel()
+	fd, err := dupHigh(f)
+	if err != nil {
+		return err
+	}
+	l, err := tcp.AcceptLane(ctx, os.NewFile(uintptr(fd), "lane"), m.Lane, m.Key, cfg)
+	if err != nil {
+		return err
+	}
+	if err := s.fetch.Attach(l); err != nil {
+		return err
+	}
+	if e := s.store.Epoch(); m.Lane.Epoch != e { // it has changed meanwhile
+		l.Close()
+		return fmt.Errorf("pager: %w: lane of epoch %d, now is %d", transport.ErrAuth, m.Lane.Epoch, e)
+	}
+	return nil
+}
+
+// file makes a file a source: one lane for the stream and one for the faults.
+func (s *server) file(m fileMsg, f *os.File) error {
+	fd, err := dupHigh(f)
+	if err != nil {
+		return err
+	}
+	for i := range m.Index {
+		if r := m.Index[i].Range; r.Empty() || !r.Aligned() || i > 0 && r.Start < m.Index[i-1].Range.End {
+			unix.Close(fd)
+			return fmt.Errorf("pager: index entry %d of the page file, %v, is out of order or not whole pages", i, r)
+		}
+	}
+	r := &fileReader{fd: fd, space: m.Space, index: m.Index}
+	for i, kind := range []transport.Kind{transport.Urgent, transport.Bulk} {
+		id := transport.LaneID{Migration: s.cfg.ID, Epoch: s.store.Epoch(), Kind: kind, Index: uint8(i)}
+		if err := s.fetch.Attach(stream.NewLocalLane(id, r, s.pool)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fileReader reads pages from a file. Its descriptor lives as long as the pager.
+type fileReader struct {
+	fd    int
+	space page.Space
+	index []FileRange
+}
+
+func (r *fileReader) ReadPages(space page.Space, rs []page.Range, buf []byte) error {
+	if space != r.space {
+		return fmt.Errorf("space %d is not in this file", space)
+	}
+	for _, w := range rs {
+		for !w.Empty() {
+			i := sort.Search(len(r.index), func(i int) bool { return r.index[i].Range.End > w.Start })
+			if i == len(r.index) || w.Start < r.index[i].Range.Start {
+				return fmt.Errorf("page %v is not in the file", w.Start)
+			}
+			e := r.index[i]
+			part := w.Intersect(e.Range)
+			b := buf[:part.Bytes()]
+			at := e.Offset + int64(part.Start-e.Range.Start)
+			for len(b) > 0 {
+				n, err := unix.Pread(r.fd, b, at)
+				if err == unix.EINTR {
+					continue
+				}
+				if err != nil || n == 0 {
+					return fmt.Errorf("read page %v at offset %d of the file: %d bytes, %w", part.Start, at, n, err)
+				}
+				b, at = b[n:], at+int64(n)
+			}
+			buf = buf[part.Bytes():]
+			w.Start = part.End
+		}
+	}
+	return nil
+}
