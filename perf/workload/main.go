@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"os"
 	"os/signal"
 	"runtime/debug"
 
@@ -15,7 +16,9 @@ import (
 // Main is the command: it parses args (without the command's name), runs until
 // SIGTERM or SIGINT and returns the exit status: 0 all verified, 1 a wrong byte
 // or another failure, 2 wrong usage.
-func Main(args []string, stdout, stderr io.Writer) int {
+func Main(args []string) int { return run(args, os.Stdout, os.Stderr) }
+
+func run(args []string, stdout, stderr io.Writer) int {
 	var cfg Config
 	fs := flag.NewFlagSet("workload", flag.ContinueOnError)
 	fs.SetOutput(stderr)
@@ -30,11 +33,10 @@ func Main(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "workload: unexpected %q\n", fs.Arg(0))
 		return 2
 	}
-	return MainConfig(cfg, stdout, stderr)
+	return runConfig(cfg, stdout, stderr)
 }
 
-// MainConfig is Main for flags that were parsed by somebody else; see AddFlags.
-func MainConfig(cfg Config, stdout, stderr io.Writer) int {
+func runConfig(cfg Config, stdout, stderr io.Writer) int {
 	// Whoever read standard output may stay behind when this process moves.
 	signal.Ignore(unix.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)

@@ -21,7 +21,7 @@ import (
 // As a child this test binary is the program itself.
 func TestMain(m *testing.M) {
 	if os.Getenv("PAGEFERRY_WORKLOAD") == "1" {
-		os.Exit(Main(os.Args[1:], os.Stdout, os.Stderr))
+		os.Exit(Main(os.Args[1:]))
 	}
 	testutil.Main(m)
 }
@@ -236,13 +236,13 @@ func TestFlagsAndValidate(t *testing.T) {
 		"extra":                          "unexpected",
 	} {
 		var out bytes.Buffer
-		if code := Main(strings.Fields(args), &out, &out); code != 2 || !strings.Contains(out.String(), want) {
+		if code := run(strings.Fields(args), &out, &out); code != 2 || !strings.Contains(out.String(), want) {
 			t.Errorf("%s: exit status %d: %s", args, code, out.String())
 		}
 	}
 	var out bytes.Buffer
 	args := "--size 1MiB --threads 2 --rate 10MiB/s --verify-rate unlimited --verify=true --duration 20ms --pattern zipf --data text"
-	if code := Main(strings.Fields(args), &out, &out); code != 0 || !strings.Contains(out.String(), "ok: ") {
+	if code := run(strings.Fields(args), &out, &out); code != 0 || !strings.Contains(out.String(), "ok: ") {
 		t.Errorf("exit status %d: %s", code, out.String())
 	}
 }
