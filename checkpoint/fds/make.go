@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -351,7 +352,8 @@ func makeInotify(f *image.OpenFile) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	for _, w := range f.Inotify {
+	// The kernel lists the newest first, and serves them in that order.
+	for _, w := range slices.Backward(f.Inotify) {
 		err := sys.SetNextWatch(fd, w.WD)
 		if err == nil {
 			var wd int
@@ -372,13 +374,7 @@ func makeInotify(f *image.OpenFile) (int, error) {
 func (m *maker) openMemory(f *image.OpenFile) (int, error) {
 	s := &m.r.Image.Memories[f.Memory]
 	if n, ok := m.r.MemoryFD[f.Memory]; ok {
-		path := fmt.Sprintf("/proc/%d/fd/%d", m.r.PID, n)
-		if s.Size > image.MaxInlineMemory && len(s.Chunks) > 0 {
-			if err := m.fillUnmapped(path, s); err != nil {
-				return -1, err
-			}
-		}
-		return reopenAt(path, f)
+		return reopenAt(fmt.Sprintf("/proc/%d/fd/%d", m.r.PID, n), f)
 	}
 	src, ok := m.memfds[f.Memory]
 	if !ok {
@@ -390,26 +386,6 @@ func (m *maker) openMemory(f *image.OpenFile) (int, error) {
 		m.temps = append(m.temps, src)
 	}
 	return reopen(src, f)
-}
-
-// fillUnmapped writes what of a mapped memfd no mapping shows.
-func (m *maker) fillUnmapped(path string, s *image.SharedMemory) error {
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return err
-	}
-	if st.Size < s.Size {
-		return fmt.Errorf("memfd %s has %d bytes instead of %d: %w", s.Name, st.Size, s.Size, unix.ESTALE)
-	}
-	if err := fill(fd, st.Size, s.Chunks); err != nil {
-		return fmt.Errorf("content of memfd %s: %w", s.Name, err)
-	}
-	return nil
 }
 
 func makeMemory(s *image.SharedMemory) (int, error) {

@@ -1,6 +1,7 @@
 package fds
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -63,13 +64,9 @@ func (m *maker) options(fd int, k sockKind, s *image.Socket) error {
 	if s.Family == unix.AF_NETLINK {
 		opts = nil
 		for _, o := range s.Options {
-			if o.Level == unix.SOL_NETLINK && o.Name == unix.NETLINK_LIST_MEMBERSHIPS {
-				if err := joinGroups(fd, o.Value); err != nil {
-					return err
-				}
-				continue
+			if !isMembership(o) {
+				opts = append(opts, o)
 			}
-			opts = append(opts, o)
 		}
 	}
 	lacking, err := setOptions(fd, k, opts)
@@ -77,6 +74,36 @@ func (m *maker) options(fd int, k sockKind, s *image.Socket) error {
 		m.log.Warn("this host does not take a socket's option", "option", l)
 	}
 	return err
+}
+
+// isMembership tells the list of a netlink socket's groups from true options.
+func isMembership(o image.SockOpt) bool {
+	return o.Level == unix.SOL_NETLINK && o.Name == unix.NETLINK_LIST_MEMBERSHIPS
+}
+
+// nameNetlink binds a netlink socket and then joins its groups: the binding sets
+// the first 32 of them anew.
+func (m *maker) nameNetlink(fd int, s *image.Socket) error {
+	if s.State != image.SocketBound || len(s.Local) < 12 {
+		return nil
+	}
+	addr := bytes.Clone(s.Local[:12])
+	clear(addr[8:])
+	err := sys.BindRaw(fd, addr)
+	if errors.Is(err, unix.EADDRINUSE) {
+		m.log.Warn("a netlink socket's number is taken here, it gets another one")
+		clear(addr[4:8])
+		err = sys.BindRaw(fd, addr)
+	}
+	if err != nil {
+		return fmt.Errorf("bind netlink socket: %w", err)
+	}
+	for _, o := range s.Options {
+		if isMembership(o) {
+			return joinGroups(fd, o.Value)
+		}
+	}
+	return nil
 }
 
 // joinGroups joins the netlink groups of a bit mask of 32-bit words.
@@ -99,21 +126,7 @@ func (m *maker) nameSocket(fd int, f *image.OpenFile) error {
 	case unix.AF_UNIX:
 		return m.nameUnix(fd, f)
 	case unix.AF_NETLINK:
-		if s.State != image.SocketBound || len(s.Local) < 12 {
-			return nil
-		}
-		addr := append([]byte(nil), s.Local...)
-		clear(addr[8:12]) // groups are joined one by one
-		err := sys.BindRaw(fd, addr)
-		if errors.Is(err, unix.EADDRINUSE) {
-			m.log.Warn("a netlink socket's number is taken here, it gets another one")
-			clear(addr[4:8])
-			err = sys.BindRaw(fd, addr)
-		}
-		if err != nil {
-			return fmt.Errorf("bind netlink socket: %w", err)
-		}
-		return nil
+		return m.nameNetlink(fd, s)
 	}
 	if s.State == image.SocketFresh {
 		return nil
@@ -121,6 +134,15 @@ func (m *maker) nameSocket(fd int, f *image.OpenFile) error {
 	local, err := translate(s.Local, m.r.Addresses)
 	if err != nil {
 		return err
+	}
+	if s.Type == unix.SOCK_STREAM {
+		// Connections of the former process may still linger on this host: they
+		// must not stand in the way, whatever the program asked for.
+		undo, err := reuse(fd)
+		if err != nil {
+			return err
+		}
+		defer undo()
 	}
 	if err := sys.BindRaw(fd, local); err != nil {
 		err = bindError(local, err)
@@ -149,6 +171,18 @@ func (m *maker) nameSocket(fd int, f *image.OpenFile) error {
 		shutdown(fd, s.Shutdown)
 	}
 	return nil
+}
+
+// reuse sets SO_REUSEADDR until undo is called.
+func reuse(fd int) (undo func(), err error) {
+	old, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR)
+	if err == nil {
+		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("SO_REUSEADDR: %w", err)
+	}
+	return func() { _ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, old) }, nil
 }
 
 func bindError(addr []byte, err error) error {
