@@ -84,6 +84,9 @@ func StartCmd(t testing.TB, cmd *exec.Cmd, limit time.Duration) *Process {
 	}
 	o := &owned{pid: cmd.Process.Pid, pidfd: fd, child: cmd, gone: make(chan struct{})}
 	go func() {
+		// Not before it has ended: a wait consumes the ptrace stops of a
+		// child that another thread of this process traces.
+		waitPidfd(fd)
 		_ = cmd.Wait()
 		close(o.gone)
 	}()
