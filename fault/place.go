@@ -39,7 +39,7 @@ var scratches = sync.Pool{New: func() any { return new(scratch) }}
 // must not be Go heap memory. On error some pages are still missing and may be
 // placed again. Safe for concurrent use, for the same pages as well.
 func (t *Trap) Place(id page.Space, r page.Range, data []byte) (placed int, err error) {
-	return t.put(id, r, func(sp *pagestore.Space, tg pagestore.Target, off int) (int, error) {
+	return t.put(id, r, true, func(sp *pagestore.Space, tg pagestore.Target, off int) (int, error) {
 		return t.copyRun(sp, tg, data[off:off+int(tg.Dst.Bytes())])
 	})
 }
@@ -47,7 +47,7 @@ func (t *Trap) Place(id page.Space, r page.Range, data []byte) (placed int, err 
 // Zero says that the pages of r are zero. Where they are trapped nothing is
 // placed unless a thread waits: they are zero when they are touched.
 func (t *Trap) Zero(id page.Space, r page.Range) (placed int, err error) {
-	return t.put(id, r, func(sp *pagestore.Space, tg pagestore.Target, _ int) (int, error) {
+	return t.put(id, r, false, func(sp *pagestore.Space, tg pagestore.Target, _ int) (int, error) {
 		if tg.Flags&pagestore.Written == 0 {
 			return sp.Settle(tg.First, tg.First+tg.Dst.Pages()), nil
 		}
@@ -58,15 +58,15 @@ func (t *Trap) Zero(id page.Space, r page.Range) (placed int, err error) {
 // Absent says that the source has nothing at r: what a fresh mapping gives there
 // is right.
 func (t *Trap) Absent(id page.Space, r page.Range) (settled int, err error) {
-	return t.put(id, r, func(sp *pagestore.Space, tg pagestore.Target, _ int) (int, error) {
+	return t.put(id, r, false, func(sp *pagestore.Space, tg pagestore.Target, _ int) (int, error) {
 		return sp.Settle(tg.First, tg.First+tg.Dst.Pages()), nil
 	})
 }
 
 // put calls do, under the read lock, for every run of missing pages of r in
 // every space, and then lets go of those who wait. off is where the run begins
-// in r, in bytes.
-func (t *Trap) put(id page.Space, r page.Range, do func(sp *pagestore.Space, tg pagestore.Target, off int) (int, error)) (placed int, err error) {
+// in r, in bytes; wakes says that do wakes those who wait for what it places.
+func (t *Trap) put(id page.Space, r page.Range, wakes bool, do func(sp *pagestore.Space, tg pagestore.Target, off int) (int, error)) (placed int, err error) {
 	src := t.st.Source(id)
 	if src == nil {
 		return 0, fmt.Errorf("%w %d", ErrUnknownSpace, id)
@@ -85,6 +85,9 @@ func (t *Trap) put(id page.Space, r page.Range, do func(sp *pagestore.Space, tg 
 		n, e := t.putIn(sp, r, first, sc, do)
 		placed += n
 		err = errors.Join(err, e)
+	}
+	if !wakes {
+		sc.placed = sc.placed[:0]
 	}
 	t.release(src, first, first+r.Pages(), sc.placed)
 	return placed, err

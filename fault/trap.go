@@ -108,7 +108,7 @@ func (t *Trap) Run() error {
 	var spaces []*pagestore.Space
 	for !t.stop.Load() {
 		now := t.st.Spaces()
-		if !same(now, spaces) {
+		if len(fds) == 0 || !same(now, spaces) {
 			spaces = now
 			t.forgetFlux(now)
 			fds = append(fds[:0], unix.PollFd{Fd: int32(t.wake), Events: unix.POLLIN})
@@ -122,7 +122,8 @@ func (t *Trap) Run() error {
 		if fds[0].Revents != 0 {
 			var b [8]byte
 			_, _ = unix.Read(t.wake, b[:])
-			spaces = nil // a descriptor may have a new number
+			fds = fds[:0] // there are others, or they have other numbers
+			continue
 		}
 		for i, sp := range spaces {
 			if fds[i+1].Revents != 0 || t.state[sp] != nil {
