@@ -66,6 +66,13 @@ func StartGo(t testing.TB, cfg ProgramConfig) *SelfChecking {
 	return startProgram(t, GoProgram(t, "./test/programs/gcprog"), cfg)
 }
 
+// StartWorkload starts the program of perf/workload, such as with Args "--size",
+// "64MiB", "--rate", "100MiB/s", "--pattern", "edge".
+func StartWorkload(t testing.TB, cfg ProgramConfig) *SelfChecking {
+	t.Helper()
+	return startProgram(t, GoProgram(t, "./test/programs/workload"), cfg)
+}
+
 // StartPython starts test/programs/selfcheck.py.
 func StartPython(t testing.TB, cfg ProgramConfig) *SelfChecking {
 	t.Helper()

@@ -239,6 +239,7 @@ func TestRecorder(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		t.Cleanup(func() { c.Close() })
 		send := func(s string) {
 			if _, err := c.Write([]byte(s)); err != nil {
 				t.Fatal(err)
@@ -248,7 +249,13 @@ func TestRecorder(t *testing.T) {
 		send("beat p 2 b gap 5000")
 		send("beat p 2 b gap 5000") // the network may do that
 		send("beat p 4 c ok")       // and lose one
-		b := r.WaitBeats("p", 3-r.Beats("p").Count, 5*time.Second)
+		var b Beats
+		Eventually(t, 5*time.Second, func() error {
+			if b = r.Beats("p"); b.Count < 3 {
+				return fmt.Errorf("%+v", b)
+			}
+			return nil
+		})
 		if len(b.Forks) > 0 || b.Duplicates != 1 || b.Gap != 5000 || !b.OK || len(b.Epochs) != 1 {
 			t.Errorf("%s: %+v", r.Address, b)
 		}
@@ -273,7 +280,6 @@ func TestRecorder(t *testing.T) {
 				t.Errorf("%q not found in %s", want, p)
 			}
 		}
-		c.Close()
 	}
 }
 

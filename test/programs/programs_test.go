@@ -3,6 +3,7 @@
 package programs_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -27,6 +28,7 @@ func TestSilentAlone(t *testing.T) {
 		"200 threads":  {testutil.StartEverything, testutil.ProgramConfig{Threads: 200, Args: []string{"--only", "regs"}}},
 		"churn, forks": {testutil.StartChurn, testutil.ProgramConfig{Threads: 2, Args: []string{"--with", "fork"}}},
 		"Go":           {testutil.StartGo, testutil.ProgramConfig{}},
+		"workload":     {testutil.StartWorkload, testutil.ProgramConfig{Args: []string{"--size", "16MiB", "--threads", "3"}}},
 		"Python":       {testutil.StartPython, testutil.ProgramConfig{}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -75,6 +77,41 @@ func TestStoppedAndContinued(t *testing.T) {
 	if b, _ := os.ReadFile(q.Report); !strings.Contains(string(b), "returned EINTR") {
 		t.Errorf("an interrupted call was not reported: %q", b)
 	}
+}
+
+// The cgroup freezer interrupts the same system calls as SIGCONT does.
+func TestFrozenAndThawed(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.CgroupV2)
+	testutil.NoLeaks(t)
+	cg := filepath.Join(testutil.CgroupRoot(t), testutil.Name())
+	if err := os.Mkdir(cg, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		// A cgroup is busy for a moment after its last process has ended.
+		testutil.Eventually(t, 10*time.Second, func() error { return os.Remove(cg) })
+	})
+	write := func(file, s string) {
+		if err := os.WriteFile(filepath.Join(cg, file), []byte(s), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := testutil.NewRecorder(t)
+	p := testutil.StartEverything(t, testutil.ProgramConfig{Recorder: r, Args: []string{"--sigcont-ok"}})
+	write("cgroup.procs", itoa(p.Pid()))
+	for range 20 {
+		write("cgroup.freeze", "1")
+		testutil.Eventually(t, 10*time.Second, func() error {
+			if b, err := os.ReadFile(filepath.Join(cg, "cgroup.events")); err != nil || !strings.Contains(string(b), "frozen 1") {
+				return fmt.Errorf("not frozen: %v %s", err, b)
+			}
+			return nil
+		})
+		write("cgroup.freeze", "0")
+		p.Beat(2)
+	}
+	p.Verify()
+	r.OneOwner(0)
 }
 
 // A program whose memory was changed from outside must say so.
