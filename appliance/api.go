@@ -170,7 +170,7 @@ func (a *api) cancel(w http.ResponseWriter, r *http.Request) {
 	case m == nil:
 		fail(w, fmt.Errorf("migration %s is over: %s", rep.ID, rep.Outcome))
 	default:
-		if err := m.stop(ErrCanceled); err != nil {
+		if err := m.stop(); err != nil {
 			fail(w, err)
 			return
 		}
@@ -238,7 +238,7 @@ func fail(w http.ResponseWriter, err error) {
 		e.Kind, status = KindUsage, http.StatusBadRequest
 	case errors.As(err, &refusal):
 		e.Kind, e.Reasons, status = KindRefused, refusal.Reasons, http.StatusConflict
-	case errors.Is(err, ErrBusy), errors.Is(err, ErrCommitted):
+	case errors.Is(err, ErrBusy), errors.Is(err, migrate.ErrCommitted):
 		e.Kind, e.Reasons, status = KindRefused, []string{err.Error()}, http.StatusConflict
 	case errors.Is(err, ErrUnknown):
 		e.Kind, status = KindUnknown, http.StatusNotFound

@@ -42,15 +42,17 @@ type Daemon struct {
 // links is everything between two daemons: the listener, the handover's state
 // machines over a control lane, the journal. The tests of the API replace it.
 type links interface {
+	// open goes on with what the journal holds unfinished, in the background.
+	open(ctx context.Context) error
 	// run listens for peers until ctx ends. It calls ready when it does.
 	run(ctx context.Context, ready func()) error
-	// recover goes on with what the journal holds unfinished.
-	recover(ctx context.Context) error
 	// send runs the source's side to its end. It keeps m's report up to date
 	// and says in the end what came out.
 	send(ctx context.Context, m *migration, to string, p migrate.Process, o migrate.Offer, opts SourceOptions) (Outcome, error)
 	// ask puts an offer to a destination and takes it back.
 	ask(ctx context.Context, to string, o migrate.Offer) (name string, reasons []string, err error)
+	// close comes last, when nothing of all this runs any more.
+	close() error
 }
 
 // NewDaemon checks the configuration and makes the directories; nothing listens
@@ -80,6 +82,7 @@ func NewDaemon(c Config, e Engine, log *slog.Logger) (*Daemon, error) {
 		return nil, fmt.Errorf("daemon: %w", err)
 	}
 	d := &Daemon{config: c, engine: e, log: log, registry: reg, stopping: make(chan struct{})}
+	d.links = &handover{d: d}
 	return d, nil
 }
 
@@ -121,8 +124,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 	// First what an earlier daemon left, then peers, then the API: a peer that
 	// asks after a migration gets the answer of the journal, and whoever can
 	// reach the API finds everything in place.
-	if err := d.links.recover(ctx); err != nil {
-		return fmt.Errorf("recovery: %w", err)
+	if err := d.links.open(ctx); err != nil {
+		return err
 	}
 	ready := make(chan struct{})
 	g.Go(func() error { return d.links.run(ctx, sync.OnceFunc(func() { close(ready) })) })
@@ -137,6 +140,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 	})
 	err = g.Wait()
 	d.runs.Wait()
+	if cerr := d.links.close(); cerr != nil {
+		d.log.Warn("closing", "err", cerr)
+	}
 	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
 		return nil
 	}
@@ -254,8 +260,8 @@ func (d *Daemon) Migrate(req MigrateRequest) (Report, error) {
 	if err != nil {
 		return Report{}, &UsageError{Msg: err.Error()}
 	}
-	if _, err := rand.Read(opts.Migration[:]); err != nil {
-		return Report{}, fmt.Errorf("migration id: %w", err)
+	if opts.Migration, err = newMigrationID(); err != nil {
+		return Report{}, err
 	}
 	m := newMigration(opts.Migration, RoleSource, Report{
 		Mode: string(opts.Mode), Engine: "native", Trap: "uffd", Transport: "tcp",
@@ -274,9 +280,6 @@ func (d *Daemon) Migrate(req MigrateRequest) (Report, error) {
 		r.Remarks = remarks(req)
 	})
 	err = d.begin(func(ctx context.Context) {
-		ctx, cancel := context.WithCancelCause(ctx)
-		defer cancel(nil)
-		m.running(cancel)
 		outcome, err := d.links.send(ctx, m, to, p, offer, opts)
 		if cerr := p.Close(); cerr != nil {
 			d.log.Warn("closing process", "migration", m.id, "pid", req.PID, "err", cerr)
@@ -290,6 +293,13 @@ func (d *Daemon) Migrate(req MigrateRequest) (Report, error) {
 	}
 	rep, _ := m.snapshot()
 	return rep, nil
+}
+
+func newMigrationID() (id transport.MigrationID, err error) {
+	if _, err := rand.Read(id[:]); err != nil {
+		return id, fmt.Errorf("migration id: %w", err)
+	}
+	return id, nil
 }
 
 func remarks(req MigrateRequest) []string {
@@ -358,35 +368,4 @@ func (d *Daemon) DryRun(ctx context.Context, req MigrateRequest) (DryRunReport, 
 	}
 	rep.Reasons = append(rep.Reasons, reasons...)
 	return rep, nil
-}
-
-// memoryClaims is what arriving processes were promised and have not got yet.
-type memoryClaims struct {
-	mu sync.Mutex
-	by map[transport.MigrationID]func() uint64
-}
-
-func (c *memoryClaims) set(id transport.MigrationID, left func() uint64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.by == nil {
-		c.by = map[transport.MigrationID]func() uint64{}
-	}
-	c.by[id] = left
-}
-
-func (c *memoryClaims) drop(id transport.MigrationID) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.by, id)
-}
-
-func (c *memoryClaims) sum() uint64 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var n uint64
-	for _, left := range c.by {
-		n += left()
-	}
-	return n
 }

@@ -20,15 +20,25 @@ type Engine interface {
 	// with a *migrate.Refusal for a process that cannot be carried.
 	NewSourceProcess(pid int, opts SourceOptions) (migrate.Process, migrate.Offer, error)
 	// AdoptSource takes up a process that an earlier daemon left held (or
-	// about to be held) for migration id: it knows it by pid and cgroup.
+	// about to be held) for migration id: it knows it by pid, cgroup and
+	// opts.Hint. It wraps migrate.ErrGone where there is no such process.
 	AdoptSource(ctx context.Context, id transport.MigrationID, pid int, opts SourceOptions) (migrate.Process, error)
 	// NewLanes is the source's end of the page lanes. Nothing is dialled
 	// before Open.
 	NewLanes(opts LaneOptions) (migrate.Lanes, error)
 	// NewHost is the destination's end: skeletons, pagers, cgroups.
 	NewHost(opts HostOptions) (Host, error)
-	// Facts says what this host's processor and kernel can do.
-	Facts() (HostFacts, error)
+}
+
+// SourceHooks is what a migrate.Process may also be: work that only the side
+// that owns the connections and the parent can do. See migrate.SourceConfig.
+type SourceHooks interface {
+	// AtSwitch undoes what must be undone here because the process now lives
+	// elsewhere: its connections are destroyed, so that clients come again.
+	AtSwitch(ctx context.Context) error
+	// OnSourceExit is called before the copy is killed, so that its parent or
+	// unit sees what SourceOptions.OnSourceExit says.
+	OnSourceExit(ctx context.Context) error
 }
 
 // HostFacts is what does not change while a host is up.
@@ -53,9 +63,9 @@ type Host interface {
 	// Adopt takes up what an earlier daemon left of an arriving migration: its
 	// pager and its frozen or running process.
 	Adopt(ctx context.Context, id transport.MigrationID) (migrate.Arrival, error)
-	// Lane gives a connection, whose preamble has been read and nothing more,
-	// to the pager of the migration that lane names. It takes ownership of
-	// conn, also when it fails.
+	// Lane gives a connection, its preamble unread, to the pager of the
+	// migration that lane names. It takes ownership of conn, also when it
+	// fails.
 	Lane(lane transport.LaneID, conn *os.File) error
 	// Close lets go of handles; pagers and processes live on.
 	Close() error
@@ -75,7 +85,10 @@ type SourceOptions struct {
 	OnSourceExit string
 	PlainPages   bool
 	BulkLanes    int
-	Logger       *slog.Logger // nil discards
+	// Hint is what the process said of itself (migrate.Describer) to an earlier
+	// daemon; for AdoptSource.
+	Hint   []byte
+	Logger *slog.Logger // nil discards
 }
 
 // LaneOptions is where and how the source's page lanes go.

@@ -1,7 +1,6 @@
 package appliance
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -18,25 +17,19 @@ var (
 	ErrUnknown = errors.New("no such migration")
 	// ErrAmbiguous: the beginning of an id fits several migrations.
 	ErrAmbiguous = errors.New("ambiguous migration id")
-	// ErrCommitted: too late to cancel.
-	ErrCommitted = errors.New("already switched over")
-	// ErrCanceled is the cause of a canceled migration's context.
-	ErrCanceled = errors.New("canceled")
 )
 
 // migration is one that this daemon takes part in.
 type migration struct {
-	id     transport.MigrationID
-	role   Role
-	pid    int // at the source
+	id   transport.MigrationID
+	role Role
+	pid  int // at the source
 
-	mu      sync.Mutex
-	cancel  context.CancelCauseFunc // nil until it runs
-	stopped error                   // why it is to stop, asked for before it ran
-	report  Report
-	changed chan struct{} // closed and replaced at every change
-	// committed is set when cancelling would no longer bring the process back.
-	committed bool
+	mu       sync.Mutex
+	cancel   func() error // nil until it runs
+	canceled bool         // somebody asked for it, perhaps before it ran
+	report   Report
+	changed  chan struct{} // closed and replaced at every change
 }
 
 func newMigration(id transport.MigrationID, role Role, r Report) *migration {
@@ -67,12 +60,6 @@ func (m *migration) update(f func(r *Report)) {
 	f(&m.report)
 	close(m.changed)
 	m.changed = make(chan struct{})
-}
-
-func (m *migration) setCommitted() {
-	m.mu.Lock()
-	m.committed = true
-	m.mu.Unlock()
 }
 
 // registry knows the migrations that run and those whose report is kept.
@@ -188,29 +175,35 @@ func (r *registry) find(prefix string) (*migration, Report, error) {
 	return m, rep, nil
 }
 
-// stop asks a live migration to end as if it had never begun.
-func (m *migration) stop(cause error) error {
+// stop asks a live migration to end as if it had never begun. The error wraps
+// migrate.ErrCommitted where that is too late.
+func (m *migration) stop() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	switch {
-	case m.committed:
-		return fmt.Errorf("migration %s: %w; the process lives at the destination", m.id, ErrCommitted)
-	case m.role != RoleSource:
+	if m.role != RoleSource {
 		return fmt.Errorf("migration %s: cancel it at the source, host %s, which owns the process", m.id, m.report.Peer)
-	case m.cancel == nil:
-		m.stopped = cause
-	default:
-		m.cancel(cause)
 	}
+	if m.cancel != nil {
+		if err := m.cancel(); err != nil {
+			return fmt.Errorf("migration %s: %w", m.id, err)
+		}
+	}
+	m.canceled = true
 	return nil
 }
 
-// running notes how the migration is stopped from now on.
-func (m *migration) running(cancel context.CancelCauseFunc) {
+// running notes how the migration is canceled from now on; f must not block.
+func (m *migration) running(f func() error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.cancel = cancel
-	if m.stopped != nil {
-		cancel(m.stopped)
+	m.cancel = f
+	if m.canceled {
+		_ = f() // too early to be too late
 	}
+}
+
+func (m *migration) wasCanceled() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.canceled
 }

@@ -1,0 +1,361 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/pageferry/pageferry/appliance/journal"
+	"github.com/pageferry/pageferry/migrate"
+	"github.com/pageferry/pageferry/page"
+	"github.com/pageferry/pageferry/transport"
+)
+
+// handover is the real links: it hands journal, engine and transport to the
+// state machines of migrate, and what they say to the registry.
+type handover struct {
+	d        *Daemon
+	journals migrate.Journals
+	store    io.Closer // the same
+	net      *network
+	host     Host
+	dest     *migrate.Destination
+	hello    migrate.Hello
+	gate     *gate
+
+	mu       sync.Mutex
+	arriving map[transport.MigrationID]*migration
+}
+
+// open opens the journal and takes up what an earlier daemon left.
+func (h *handover) open(ctx context.Context) (err error) {
+	d, c := h.d, h.d.config
+	facts, err := hostFacts()
+	if err != nil {
+		return fmt.Errorf("daemon: %w", err)
+	}
+	store, err := journal.Open(filepath.Join(c.StateDir, "journal"), journal.Options{})
+	if err != nil {
+		return fmt.Errorf("daemon: %w", err)
+	}
+	h.journals, h.store = store, store
+	if h.net, err = newNetwork(c, d.log); err != nil {
+		return err
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("daemon: %w", err)
+	}
+	hostOpts := HostOptions{StateDir: c.StateDir, RunDir: filepath.Join(c.RunDir, "arrivals"), Pager: []string{exe, "pager"},
+		WindowBytes: int64(c.Window), Logger: d.log}
+	if c.PageLanes == "tls" {
+		hostOpts.TLS = c.TLS
+	}
+	if h.host, err = d.engine.NewHost(hostOpts); err != nil {
+		return fmt.Errorf("daemon: %w", err)
+	}
+	h.hello = migrate.Hello{Host: c.Name, PageSize: page.Size, XFeatures: facts.XFeatures, XSize: facts.XSize,
+		Kernel: facts.Kernel, Machine: facts.Machine}
+	h.arriving = map[transport.MigrationID]*migration{}
+	h.gate = newGate(h.host, newAdmission(facts, c), d.registry)
+	h.dest, err = migrate.NewDestination(migrate.DestinationConfig{
+		Host: h.gate, Journals: h.journals, Hello: h.hello, Log: d.log, OnProgress: h.progress,
+	})
+	if err != nil {
+		return fmt.Errorf("daemon: %w", err)
+	}
+	if err := h.dest.Recover(ctx); err != nil {
+		// What could not be taken up stays in the journal; a host is not given
+		// up for it.
+		d.log.Error("arrivals of an earlier daemon", "err", err)
+	}
+	return h.recoverSources(ctx)
+}
+
+// recoverSources goes on with every migration that left here and is not over.
+func (h *handover) recoverSources(_ context.Context) error {
+	recs, err := h.journals.List()
+	if err != nil {
+		h.d.log.Error("journal", "err", err)
+	}
+	for _, rec := range recs {
+		if rec.Role != migrate.RoleSource {
+			continue
+		}
+		m := newMigration(rec.Migration, RoleSource, Report{
+			Mode: string(rec.Mode), Engine: "native", Trap: "uffd", Transport: "tcp",
+			SourcePID: rec.SourcePID, State: rec.State, Peer: rec.PeerAddress, Comm: rec.Comm, Started: rec.Started,
+			Remarks: []string{"taken up from the journal of an earlier daemon"},
+		})
+		if err := h.d.registry.add(m); err != nil {
+			return fmt.Errorf("recovery: %w", err)
+		}
+		if err := h.d.begin(func(ctx context.Context) { h.recoverSource(ctx, m, rec) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *handover) recoverSource(ctx context.Context, m *migration, rec migrate.Record) {
+	opts := SourceOptions{Migration: rec.Migration, Mode: rec.Mode, Hint: rec.Hint, Logger: h.d.log,
+		PlainPages: h.d.config.PageLanes == "plain", BulkLanes: h.d.config.BulkLanes,
+		TCP: h.d.config.Defaults.TCP, OnSourceExit: h.d.config.Defaults.OnSourceExit}
+	p, err := h.d.engine.AdoptSource(ctx, rec.Migration, rec.SourcePID, opts)
+	if errors.Is(err, migrate.ErrGone) {
+		p, err = goneProcess{}, nil
+	}
+	if err != nil {
+		h.d.end(m, OutcomeInDoubt, fmt.Errorf("process %d could not be taken up again (restart the daemon to try once more): %w", rec.SourcePID, err))
+		return
+	}
+	defer p.Close()
+	offer := migrate.Offer{Mode: rec.Mode, HostPID: rec.SourcePID, Comm: rec.Comm}
+	src, closeLanes, err := h.source(m, rec.PeerAddress, p, offer, opts)
+	if err != nil {
+		h.d.end(m, OutcomeInDoubt, err)
+		return
+	}
+	defer closeLanes()
+	m.running(src.Cancel)
+	res, err := src.Recover(ctx)
+	h.finish(ctx, m, src, res, err)
+}
+
+// source puts a migrate.Source together.
+func (h *handover) source(m *migration, to string, p migrate.Process, o migrate.Offer, opts SourceOptions) (*migrate.Source, func(), error) {
+	lo := LaneOptions{Migration: m.id, Address: to, BulkLanes: opts.BulkLanes, Logger: h.d.log}
+	if !opts.PlainPages {
+		lo.TLS = h.d.config.TLS
+	}
+	lanes, err := h.d.engine.NewLanes(lo)
+	if err != nil {
+		return nil, nil, err
+	}
+	cfg := h.config(m.id, to, p, o)
+	cfg.Lanes = lanes
+	cfg.OnProgress = func(p migrate.Progress) { m.update(func(r *Report) { r.follow(p) }) }
+	if hooks, ok := p.(SourceHooks); ok {
+		cfg.AtSwitch, cfg.OnSourceExit = hooks.AtSwitch, hooks.OnSourceExit
+	}
+	src, err := migrate.NewSource(cfg)
+	if err != nil {
+		lanes.Close()
+		return nil, nil, err
+	}
+	return src, func() {
+		if err := lanes.Close(); err != nil {
+			h.d.log.Debug("closing page lanes", "migration", m.id, "err", err)
+		}
+	}, nil
+}
+
+func (h *handover) config(id transport.MigrationID, to string, p migrate.Process, o migrate.Offer) migrate.SourceConfig {
+	return migrate.SourceConfig{
+		ID: id, Process: p, Journals: h.journals, Address: to, Hello: h.hello, Offer: o, Log: h.d.log,
+		Dial: func(ctx context.Context) (transport.Lane, transport.Peer, error) {
+			return h.net.dial(ctx, to)
+		},
+	}
+}
+
+func (h *handover) send(ctx context.Context, m *migration, to string, p migrate.Process, o migrate.Offer, opts SourceOptions) (Outcome, error) {
+	src, closeLanes, err := h.source(m, to, p, o, opts)
+	if err != nil {
+		return OutcomeFailed, err
+	}
+	defer closeLanes()
+	m.running(src.Cancel)
+	res, err := src.Run(ctx)
+	h.finish(ctx, m, src, res, err)
+	return "", nil
+}
+
+// finish reports what came out, and then goes on until the other side knows as
+// well: the journal is kept as long.
+func (h *handover) finish(ctx context.Context, m *migration, src *migrate.Source, res migrate.Result, err error) {
+	outcome := Outcome("")
+	switch res.Outcome {
+	case migrate.OutcomeDone:
+		outcome = OutcomeDone
+	case migrate.OutcomeRefused:
+		outcome = OutcomeRefused
+	case migrate.OutcomeInDoubt:
+		outcome = OutcomeInDoubt
+	case migrate.OutcomeLost:
+		outcome = OutcomeLost
+	case migrate.OutcomeAborted:
+		outcome = OutcomeFailed
+		if m.wasCanceled() || errors.Is(err, migrate.ErrCancelled) {
+			outcome = OutcomeCanceled
+		}
+	case migrate.OutcomeInterrupted: // the next daemon goes on
+	default: // it never came to run
+		outcome = OutcomeFailed
+	}
+	if res.Outcome != "" {
+		m.update(func(r *Report) { r.result(res) })
+	}
+	h.d.end(m, outcome, err)
+	if res.Unsettled {
+		if err := src.Settle(ctx); err != nil && ctx.Err() == nil {
+			h.d.log.Error("the destination does not know the outcome", "migration", m.id, "err", err)
+		}
+	}
+}
+
+func (h *handover) ask(ctx context.Context, to string, o migrate.Offer) (string, []string, error) {
+	id, err := newMigrationID()
+	if err != nil {
+		return "", nil, err
+	}
+	hello, err := migrate.Inquire(ctx, h.config(id, to, nil, o))
+	var refusal *migrate.Refusal
+	if errors.As(err, &refusal) {
+		return hello.Host, refusal.Reasons, nil
+	}
+	return hello.Host, nil, err
+}
+
+// run serves peers until ctx ends, then lets go of what has arrived.
+func (h *handover) run(ctx context.Context, ready func()) error {
+	err := h.net.serve(ctx, ready, incoming{
+		control: func(lane transport.Lane, peer transport.Peer) {
+			err := h.dest.Serve(withPeer(ctx, peer), lane, peer)
+			if err != nil && ctx.Err() == nil {
+				h.d.log.Warn("peer", "name", peer.Name, "address", peer.Address, "err", err)
+			}
+		},
+		lane: func(id transport.LaneID, conn *os.File) {
+			if err := h.host.Lane(id, conn); err != nil && ctx.Err() == nil {
+				h.d.log.Warn("page lane", "migration", id.Migration, "lane", id.Kind, "err", err)
+			}
+		},
+	})
+	return errors.Join(err, h.dest.Close(), h.host.Close())
+}
+
+func (h *handover) close() error {
+	var err error
+	if h.net != nil {
+		err = h.net.close()
+	}
+	if h.store != nil {
+		err = errors.Join(err, h.store.Close())
+	}
+	return err
+}
+
+// progress keeps the reports of what arrives. migrate calls it at every change
+// and it must not block.
+func (h *handover) progress(p migrate.Progress) {
+	if p.State == migrate.DestEmpty.String() {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	m := h.arriving[p.ID]
+	if m == nil {
+		m = newMigration(p.ID, RoleDestination, Report{
+			Engine: "native", Trap: "uffd", Transport: "tcp", Peer: p.Peer, Comm: p.Comm, Started: p.Started, State: p.State,
+		})
+		if err := h.d.registry.add(m); err != nil {
+			return // an earlier one of that id is being put away
+		}
+		h.arriving[p.ID] = m
+	}
+	m.update(func(r *Report) { r.follow(p) })
+	var outcome Outcome
+	switch p.State {
+	case migrate.DestDone.String():
+		outcome = OutcomeDone
+	case migrate.DestAborted.String():
+		outcome = OutcomeFailed
+	case migrate.DestLost.String():
+		outcome = OutcomeLost
+	default:
+		return
+	}
+	delete(h.arriving, p.ID)
+	if outcome == OutcomeFailed && p.Reason == onlyAsked {
+		h.d.registry.forget(m)
+		return
+	}
+	var why error
+	if p.Reason != "" {
+		why = errors.New(p.Reason)
+	}
+	if h.d.begin(func(context.Context) { h.d.end(m, outcome, why) }) != nil {
+		h.d.end(m, outcome, why) // the daemon stops, and nobody minds the wait
+	}
+}
+
+// onlyAsked is the reason by which migrate.Inquire takes its offer back.
+const onlyAsked = "only asked"
+
+// follow takes over what a running migration says.
+func (r *Report) follow(p migrate.Progress) {
+	r.State = p.State
+	if p.Role == migrate.RoleDestination {
+		r.DestPID = p.PID
+	}
+	if p.Comm != "" {
+		r.Comm = p.Comm
+	}
+	if p.BytesMemory != 0 {
+		r.BytesMemory = p.BytesMemory
+	}
+	r.TotalMS = ms(p.Elapsed)
+	r.BytesWire = max(p.BytesWire, p.ArrivalStats.BytesWire)
+	r.PagesTotal, r.PagesResident, r.PagesZero = p.PagesTotal, p.PagesResident, p.PagesZero
+	r.PagesFaulted, r.PagesDouble = p.PagesFaulted, p.PagesDouble
+	r.Faults = Faults{Count: p.PagesFaulted, P50us: p.FaultP50us, P99us: p.FaultP99us, MaxUS: p.FaultMaxus}
+	r.Reason = p.Reason
+}
+
+// result takes over what was measured in the end.
+func (r *Report) result(s migrate.Result) {
+	r.State, r.DestPID, r.Reason = s.StateText, s.DestPID, s.Reason
+	r.TotalMS, r.DowntimeMS, r.SwitchMS, r.ResidentMS = s.TotalMS, s.DowntimeMS, s.SwitchMS, s.ResidentMS
+	if s.BytesMemory != 0 {
+		r.BytesMemory = s.BytesMemory
+	}
+	r.BytesWire, r.PagesTotal, r.PagesSent = s.BytesWire, s.PagesTotal, s.PagesSent
+	r.PagesDouble, r.PagesZero, r.PagesFaulted, r.PagesResident = s.PagesResent, s.PagesZero, s.PagesFaulted, s.PagesResident
+	r.PagesResent = s.PagesResent
+	r.Rounds = r.Rounds[:0]
+	for _, x := range s.Rounds {
+		r.Rounds = append(r.Rounds, Round(x))
+	}
+	r.Faults = Faults(s.Faults)
+}
+
+type peerKey struct{}
+
+// withPeer tells Prepare, through migrate, who offers.
+func withPeer(ctx context.Context, p transport.Peer) context.Context {
+	return context.WithValue(ctx, peerKey{}, p)
+}
+
+func peerOf(ctx context.Context) transport.Peer {
+	p, _ := ctx.Value(peerKey{}).(transport.Peer)
+	return p
+}
+
+// goneProcess is what is found of a process that does not exist any more.
+type goneProcess struct{}
+
+func (goneProcess) Isolate(context.Context) error { return migrate.ErrGone }
+func (goneProcess) Freeze(context.Context) (migrate.State, error) {
+	return migrate.State{}, migrate.ErrGone
+}
+func (goneProcess) Hold(context.Context) error                       { return migrate.ErrGone }
+func (goneProcess) Held(context.Context) (bool, error)               { return false, migrate.ErrGone }
+func (goneProcess) Thaw(context.Context) error                       { return migrate.ErrGone }
+func (goneProcess) Kill(context.Context) error                       { return migrate.ErrGone }
+func (goneProcess) Close() error                                     { return nil }
+func (goneProcess) ReadPages(page.Space, []page.Range, []byte) error { return migrate.ErrGone }

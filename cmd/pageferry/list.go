@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pageferry/pageferry/appliance"
+)
+
+func (a *app) listCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List the migrations that this host's daemon knows",
+		Args:  cobra.NoArgs,
+		RunE: ran(func(ctx context.Context, _ []string) error {
+			c := a.client()
+			defer c.Close()
+			rs, err := c.List(ctx)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				if rs == nil {
+					rs = []appliance.Report{}
+				}
+				a.printJSON(map[string]any{"migrations": rs})
+				return nil
+			}
+			tw := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+			fmt.Fprintln(tw, "ID\tROLE\tPID\tPROCESS\tPEER\tMODE\tSTATE\tPAGES LEFT\tSTARTED")
+			for _, r := range rs {
+				state := r.State
+				if r.Finished() {
+					state = string(r.Outcome)
+				}
+				fmt.Fprintf(tw, "%.12s\t%s\t%d\t%s\t%s\t%s\t%s\t%d\t%s\n", r.ID, r.Role, r.SourcePID, r.Comm,
+					r.Peer, r.Mode, state, pagesLeft(r), r.Started.Local().Format(time.DateTime))
+			}
+			return tw.Flush()
+		}),
+	}
+	a.jsonFlag(cmd)
+	return cmd
+}
+
+// completeIDs offers the ids of migrations to the shell.
+func (a *app) completeIDs(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	c := a.client()
+	defer c.Close()
+	rs, err := c.List(cmd.Context())
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	var ids []string
+	for _, r := range rs {
+		ids = append(ids, fmt.Sprintf("%.12s\t%s %d %s", r.ID, r.Role, r.SourcePID, r.Comm))
+	}
+	return ids, cobra.ShellCompDirectiveNoFileComp
+}
+
+func (a *app) idCommand(use, short string, f func(ctx context.Context, c *appliance.Client, id string) error) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:               use + " ID",
+		Short:             short,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeIDs,
+		RunE: ran(func(ctx context.Context, args []string) error {
+			c := a.client()
+			defer c.Close()
+			return f(ctx, c, args[0])
+		}),
+	}
+	a.jsonFlag(cmd)
+	return cmd
+}
+
+func (a *app) showCommand() *cobra.Command {
+	return a.idCommand("show", "Show one migration; the beginning of its id is enough",
+		func(ctx context.Context, c *appliance.Client, id string) error {
+			r, err := c.Show(ctx, id)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				a.printJSON(r)
+			} else {
+				printSummary(a.out, r)
+			}
+			return nil
+		})
+}
+
+func (a *app) watchCommand() *cobra.Command {
+	return a.idCommand("watch", "Follow a migration to its end",
+		func(ctx context.Context, c *appliance.Client, id string) error {
+			return a.follow(ctx, c, id, false)
+		})
+}
+
+func (a *app) cancelCommand() *cobra.Command {
+	return a.idCommand("cancel", "Cancel a migration that has not switched over; the process runs on here",
+		func(ctx context.Context, c *appliance.Client, id string) error {
+			if _, err := c.Cancel(ctx, id); err != nil {
+				return err
+			}
+			r, err := c.Watch(ctx, id, nil)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				a.printJSON(r)
+			} else {
+				printSummary(a.out, r)
+			}
+			if r.Outcome == appliance.OutcomeCanceled {
+				return nil
+			}
+			return &statusError{status: exitFailed, err: fmt.Errorf("migration %s was not canceled: %s", r.ID, r.Outcome)}
+		})
+}

@@ -1,0 +1,256 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/pageferry/pageferry/appliance"
+	"github.com/pageferry/pageferry/migrate"
+)
+
+// migrateOptions are the flags that migrate and demo share.
+type migrateOptions struct {
+	mode, trap, transport, compress string
+	maxBandwidth                    string
+	maxDowntime                     string
+	throttle                        string
+	tcp                             string
+	addresses                       []string
+	pidns, onSourceExit             string
+}
+
+func (o *migrateOptions) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&o.mode, "mode", "auto", "when the pages move: postcopy (after the switch) or stop; auto is postcopy")
+	f.StringVar(&o.trap, "trap", "auto", "what traps pages that are not here yet: uffd")
+	f.StringVar(&o.transport, "transport", "auto", "what carries the pages: tcp")
+	f.StringVar(&o.compress, "compress", "auto", "none; auto is none")
+	f.StringVar(&o.maxBandwidth, "max-bandwidth", "", "not in this version")
+	f.StringVar(&o.maxDowntime, "max-downtime", "", "not in this version: only pre-copy has it")
+	f.StringVar(&o.throttle, "throttle", "", "not in this version: only pre-copy has it")
+	f.StringVar(&o.tcp, "tcp", "", "established TCP connections: refuse or close at the switch (default: the daemon's, refuse)")
+	f.StringArrayVar(&o.addresses, "address", nil, "OLD=NEW: a listener's address there; may be repeated")
+	f.StringVar(&o.pidns, "pidns", "", "keep the pid in namespace: auto, host or new (default: the daemon's, auto)")
+	f.StringVar(&o.onSourceExit, "on-source-exit", "", "end of the copy here: kill, exit0 or stop-unit (default: the daemon's, kill)")
+	complete := func(name string, values ...string) {
+		_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+	}
+	complete("mode", "auto", "postcopy", "stop")
+	complete("trap", "auto", "uffd")
+	complete("transport", "auto", "tcp")
+	complete("compress", "auto", "none")
+	complete("tcp", "refuse", "close")
+	complete("pidns", "auto", "host", "new")
+	complete("on-source-exit", "kill", "exit0", "stop-unit")
+}
+
+// request checks the flags before anybody is asked anything.
+func (o *migrateOptions) request() (appliance.MigrateRequest, error) {
+	var r appliance.MigrateRequest
+	for _, err := range []error{
+		appliance.CheckMode(o.mode), appliance.CheckTrap(o.trap),
+		appliance.CheckTransport(o.transport), appliance.CheckCompress(o.compress),
+	} {
+		if err != nil {
+			return r, usagef("--%v", err)
+		}
+	}
+	for _, f := range []struct{ flag, value, why string }{
+		{"max-bandwidth", o.maxBandwidth, "is not in this version; limit the network device instead, with tc"},
+		{"max-downtime", o.maxDowntime, "steers pre-copy, which is not in this version"},
+		{"throttle", o.throttle, "steers pre-copy, which is not in this version"},
+	} {
+		if f.value != "" {
+			return r, usagef("--%s %s", f.flag, f.why)
+		}
+	}
+	check := appliance.Config{Insecure: true, Defaults: appliance.Defaults{TCP: o.tcp, PIDNS: o.pidns, OnSourceExit: o.onSourceExit}}
+	if err := check.Validate(); err != nil {
+		var fe *appliance.FieldError
+		if errors.As(err, &fe) {
+			flag := strings.ReplaceAll(strings.TrimPrefix(fe.Field, "defaults."), "_", "-")
+			return r, usagef("--%s: %s", flag, fe.Msg)
+		}
+		return r, usagef("%v", err)
+	}
+	for _, a := range o.addresses {
+		old, new, ok := strings.Cut(a, "=")
+		if !ok || old == "" || new == "" {
+			return r, usagef("--address %q is not OLD=NEW", a)
+		}
+		if r.Addresses == nil {
+			r.Addresses = map[string]string{}
+		}
+		r.Addresses[old] = new
+	}
+	r.Mode, r.Trap, r.Transport = o.mode, o.trap, o.transport
+	r.TCP, r.PIDNS, r.OnSourceExit = o.tcp, o.pidns, o.onSourceExit
+	return r, nil
+}
+
+func parsePID(s string) (int, error) {
+	pid, err := strconv.Atoi(s)
+	if err != nil || pid <= 0 {
+		return 0, usagef("%q is no process id", s)
+	}
+	return pid, nil
+}
+
+func (a *app) migrateCommand() *cobra.Command {
+	var o migrateOptions
+	var to string
+	var dry bool
+	cmd := &cobra.Command{
+		Use:   "migrate PID --to HOST[:PORT]",
+		Short: "Move a process to another host",
+		Long: `Move a process to another host. Before anything is touched the process is
+inspected and the destination asked; what cannot be carried is refused by name
+(exit status 3). Ctrl-C cancels while the process still runs here.`,
+		Args: cobra.ExactArgs(1),
+		RunE: ran(func(ctx context.Context, args []string) error {
+			req, err := o.request()
+			if err != nil {
+				return err
+			}
+			if req.PID, err = parsePID(args[0]); err != nil {
+				return err
+			}
+			if req.To = to; to == "" {
+				return usagef("where to? say --to HOST[:PORT]")
+			}
+			if dry {
+				return a.dryRun(ctx, req)
+			}
+			return a.migrateNow(ctx, req)
+		}),
+	}
+	o.flags(cmd)
+	cmd.Flags().StringVar(&to, "to", "", "the destination's daemon, HOST[:PORT]")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "inspect the process and ask the destination, touch nothing")
+	a.jsonFlag(cmd)
+	return cmd
+}
+
+func (a *app) migrateNow(ctx context.Context, req appliance.MigrateRequest) error {
+	c := a.client()
+	defer c.Close()
+	rep, err := c.Migrate(ctx, req)
+	if err != nil {
+		a.jsonFailure(req, err)
+		return err
+	}
+	return a.follow(ctx, c, rep.ID, true)
+}
+
+// jsonFailure is the last line of --json where no migration came to be.
+func (a *app) jsonFailure(req appliance.MigrateRequest, err error) {
+	if !a.json {
+		return
+	}
+	o := appliance.OutcomeFailed
+	if exitStatus(err) == exitRefused {
+		o = appliance.OutcomeRefused
+	}
+	a.printJSON(appliance.Report{Mode: req.Mode, SourcePID: req.PID, Outcome: o, Reason: err.Error(),
+		State: "checking", Rounds: []appliance.Round{}, Role: appliance.RoleSource, Peer: req.To})
+}
+
+// follow shows a migration until it is finished. With cancelable set, Ctrl-C
+// asks the daemon to cancel it; a second one stops watching.
+func (a *app) follow(ctx context.Context, c *appliance.Client, id string, cancelable bool) error {
+	watch, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	go func() {
+		select {
+		case <-ctx.Done():
+		case <-watch.Done():
+			return
+		}
+		if cancelable {
+			second := make(chan os.Signal, 1)
+			signal.Notify(second, unix.SIGINT, unix.SIGTERM)
+			defer signal.Stop(second)
+			if _, err := c.Cancel(watch, id); err == nil {
+				fmt.Fprintln(a.err, "canceling; once more to stop watching")
+			} else {
+				fmt.Fprintf(a.err, "not canceled: %s; once more to stop watching\n", oneLine(err))
+			}
+			select {
+			case <-second:
+			case <-watch.Done():
+			}
+		}
+		stop()
+	}()
+	p := newProgress(a.err)
+	rep, err := c.Watch(watch, id, p.update)
+	p.finish()
+	if err != nil {
+		if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+			return &statusError{status: exitFailed, err: fmt.Errorf("stopped watching; \"pageferry watch %s\" goes on", id)}
+		}
+		return err
+	}
+	return a.result(rep)
+}
+
+// result prints a finished report and turns its outcome into an exit status.
+func (a *app) result(rep appliance.Report) error {
+	if a.json {
+		a.printJSON(rep)
+	} else {
+		printSummary(a.out, rep)
+	}
+	status := outcomeStatus(rep.Outcome)
+	if status == exitDone {
+		return nil
+	}
+	reason := rep.Reason
+	if reason == "" {
+		reason = string(rep.Outcome)
+	}
+	return &statusError{status: status, err: fmt.Errorf("process %d to %s: %s", rep.SourcePID, rep.Peer, reason)}
+}
+
+func (a *app) printJSON(v any) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		fmt.Fprintln(a.err, "pageferry:", err)
+		return
+	}
+	fmt.Fprintf(a.out, "%s\n", data)
+}
+
+func (a *app) dryRun(ctx context.Context, req appliance.MigrateRequest) error {
+	c := a.client()
+	defer c.Close()
+	rep, err := c.DryRun(ctx, req)
+	if err != nil {
+		a.jsonFailure(req, err)
+		return err
+	}
+	if a.json {
+		a.printJSON(rep)
+	} else {
+		printInspection(a.out, rep.Inspection)
+		if rep.Inspection.Movable && len(rep.Reasons) == 0 {
+			fmt.Fprintf(a.out, "%s would take it.\n", rep.Destination)
+		}
+	}
+	if !rep.Inspection.Movable {
+		return fmt.Errorf("process %d: %w", req.PID, &migrate.Refusal{Reasons: rep.Inspection.Refusals()})
+	}
+	if len(rep.Reasons) > 0 {
+		return fmt.Errorf("%s: process %d: %w", rep.Destination, req.PID, &migrate.Refusal{Reasons: rep.Reasons})
+	}
+	return nil
+}
