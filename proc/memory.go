@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 
 	"github.com/pageferry/pageferry/page"
 	"golang.org/x/sys/unix"
@@ -92,6 +93,7 @@ func (m *Memory) ReadPages(rs []page.Range, buf []byte) error {
 
 // ReadAt fills b from address at on, whatever the protection.
 func (m *Memory) ReadAt(b []byte, at page.Addr) error {
+	defer runtime.KeepAlive(m.f)
 	for len(b) > 0 {
 		n, err := unix.Pread(int(m.f.Fd()), b, int64(at))
 		switch {
@@ -110,6 +112,7 @@ func (m *Memory) ReadAt(b []byte, at page.Addr) error {
 // WriteAt writes b at address at, whatever the protection: a private page that
 // is read-only becomes the process's own copy.
 func (m *Memory) WriteAt(b []byte, at page.Addr) error {
+	defer runtime.KeepAlive(m.f)
 	for len(b) > 0 {
 		n, err := unix.Pwrite(int(m.f.Fd()), b, int64(at))
 		switch {

@@ -197,3 +197,9 @@ func (g Group) await(ctx context.Context, key, value string) error {
 		}
 	}
 }
+
+// Freezing reports whether the group has been told to freeze.
+func (g Group) Freezing() (bool, error) {
+	b, err := os.ReadFile(path.Join(g.dir, "cgroup.freeze"))
+	return strings.TrimSpace(string(b)) == "1", err
+}

@@ -52,7 +52,9 @@ func (e *FaultError) Error() string {
 // of each point at which a tracer might die. Nil in production.
 var KillPoint func(point string)
 
-func point(name string) {
+// Point says that the program under migration is at a point where a tracer might
+// die. Others whose work can be cut short anywhere call it too.
+func Point(name string) {
 	if KillPoint != nil {
 		KillPoint(name)
 	}

@@ -53,7 +53,7 @@ func runAll(jobs []Job) error {
 		}
 		started[i] = true
 	}
-	point("running")
+	Point("running")
 	failed := make([]bool, len(jobs))
 	for i, j := range jobs {
 		if !started[i] {
@@ -66,7 +66,7 @@ func runAll(jobs []Job) error {
 			errs, failed[i] = append(errs, err), true
 		}
 	}
-	point("ran")
+	Point("ran")
 	for t, js := range targets {
 		if err := t.fetch(js); err != nil {
 			return errors.Join(append(errs, err)...)
@@ -243,18 +243,18 @@ func (t *Target) enter(j Job) error {
 func (t *Target) start(th *thread, r *sys.Regs) error {
 	r.Orig_rax = ^uint64(0)
 	r.Eflags &^= 0x500 // no single-stepping, direction up
-	point("enter")
+	Point("enter")
 	if err := sys.PtraceSetRegs(th.tid, r); err != nil {
 		return t.gone(fmt.Errorf("set the registers of thread %d: %w", th.tid, err))
 	}
-	point("enter-regs")
+	Point("enter-regs")
 	if !th.entered {
 		th.entered = true
 		if err := sys.PtraceSetSigmask(th.tid, ^(sys.SigBit(int(t.sig)) | faults&^th.mask)); err != nil {
 			return t.gone(fmt.Errorf("block the signals of thread %d: %w", th.tid, err))
 		}
 	}
-	point("enter-mask")
+	Point("enter-mask")
 	if err := sys.PtraceCont(th.tid, 0); err != nil {
 		return t.gone(fmt.Errorf("start a batch on thread %d: %w", th.tid, err))
 	}

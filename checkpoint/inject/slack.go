@@ -83,7 +83,7 @@ func (t *Target) boot(tid int, nr uintptr, args ...uint64) (uint64, error) {
 	b = append(b, slackMagic...)
 	b = append(b, bootCode...)
 	b = append(b, resumeBlock(&th.how.Ready, th.mask)...)
-	point("boot-write")
+	Point("boot-write")
 	// While the thread still stands in this very code only its own data is
 	// rewritten, with the same bytes.
 	if err := t.writeCode(page.Addr(t.slack), b); err != nil {
@@ -109,4 +109,14 @@ func (t *Target) boot(tid int, nr uintptr, args ...uint64) (uint64, error) {
 		return 0, fmt.Errorf("injected %s in pid %d: %w", sys.SyscallName(nr), t.pid, unix.Errno(e))
 	}
 	return r.R12, nil
+}
+
+// CleanVDSO zeroes what of the bootstrap code a killed tracer left in the bytes
+// of a vdso.
+func CleanVDSO(b []byte) {
+	for at := len(b) - blockSize; at >= 0; at -= blockSize {
+		if bytes.HasPrefix(b[at:], []byte(slackMagic)) {
+			clear(b[at : at+blockSize])
+		}
+	}
 }

@@ -92,7 +92,7 @@ func bootstrap(tr *proc.Tracer, pid, tid int) (*Target, error) {
 	}
 	start := page.Addr(at)
 	t.place(page.Range{Start: start, End: start + page.Addr(total)}, start+code)
-	point("mapped")
+	Point("mapped")
 	if err := t.writeCode(t.code.Start, stubCode); err != nil {
 		return nil, errors.Join(err, t.Close(tid))
 	}
@@ -201,15 +201,15 @@ func (t *Target) releaseThread(th *thread) error {
 		delete(t.threads, th.tid)
 		return nil
 	}
-	point("release")
+	Point("release")
 	if err := sys.PtraceSetSigmask(th.tid, th.mask); err != nil {
 		return t.gone(fmt.Errorf("restore the signal mask of thread %d: %w", th.tid, err))
 	}
-	point("release-mask")
+	Point("release-mask")
 	if err := sys.PtraceSetRegs(th.tid, &th.how.Kernel); err != nil {
 		return t.gone(fmt.Errorf("restore the registers of thread %d: %w", th.tid, err))
 	}
-	point("release-regs")
+	Point("release-regs")
 	delete(t.threads, th.tid)
 	return t.passOn(th)
 }
@@ -307,4 +307,14 @@ func (t *Target) unmapMore(tid int) error {
 		b.Call(unix.SYS_MUNMAP, uint64(r.Start), r.Bytes())
 	}
 	return b.Run(tid)
+}
+
+// Saved returns how thread tid goes on when it is released, and its signal mask;
+// ok is false for a thread that has run no batch.
+func (t *Target) Saved(tid int) (how Interrupted, mask uint64, ok bool) {
+	th := t.threads[tid]
+	if th == nil {
+		return how, 0, false
+	}
+	return th.how, th.mask, true
 }

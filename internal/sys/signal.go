@@ -25,6 +25,7 @@ const (
 
 	SigevSignal   = 0
 	SigevNone     = 1
+	SigevThread   = 2
 	SigevThreadID = 4
 
 	SSOnStack = 1

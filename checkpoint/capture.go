@@ -1,0 +1,201 @@
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pageferry/pageferry/checkpoint/fds"
+	"github.com/pageferry/pageferry/checkpoint/image"
+	"github.com/pageferry/pageferry/checkpoint/inject"
+	"github.com/pageferry/pageferry/internal/sys"
+	"github.com/pageferry/pageferry/page"
+	"github.com/pageferry/pageferry/proc"
+)
+
+// capture is one run of Capture.
+type capture struct {
+	s      *Session
+	img    *image.Image
+	p      *image.Process
+	maps   []proc.Mapping
+	status *proc.Status
+	// objects are the shared memory objects that mappings show.
+	objects  map[fds.FileKey]int
+	data     [][]page.Range // of each object, where it has content beyond its chunks
+	orphans  []page.Range   // private mappings of deleted files
+	refusals []string
+
+	timers      []proc.Timer
+	creds       []byte // of the main thread, as threadCalls asks for them
+	interrupted []interrupted
+}
+
+func (c *capture) refuse(format string, a ...any) {
+	c.refusals = append(c.refusals, fmt.Sprintf(format, a...))
+}
+
+// Capture takes the state of a frozen process. When it returns, registers and
+// masks are the program's own again, whatever the outcome; the threads stay
+// stopped. A *RefusedError or *fds.RefusedError names what cannot be carried.
+func (s *Session) Capture(ctx context.Context) (*image.Image, []image.Memory, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	img, mem, err := s.capture(ctx)
+	if err != nil {
+		return nil, nil, &Error{"capture", s.pid, err}
+	}
+	return img, mem, nil
+}
+
+func (s *Session) capture(ctx context.Context) (*image.Image, []image.Memory, error) {
+	if err := s.usable(); err != nil {
+		return nil, nil, err
+	}
+	if len(s.threads) == 0 {
+		return nil, nil, fmt.Errorf("%w: not frozen", ErrState)
+	}
+	img := &image.Image{Created: time.Now(), Processes: make([]image.Process, 1)}
+	c := &capture{s: s, img: img, p: &img.Processes[0]}
+	var err error
+	if c.maps, err = s.survey.mappings(); err != nil {
+		return nil, nil, err
+	}
+	// The page tables are walked while the threads make their calls.
+	scan := startScan(s.pid, c.maps)
+	if err := c.state(); err != nil {
+		_, _ = scan.wait()
+		return nil, nil, err
+	}
+	content, err := scan.wait()
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := c.mappings(content.guards); err != nil {
+		return nil, nil, err
+	}
+	if len(c.refusals) > 0 {
+		return nil, nil, &RefusedError{s.pid, c.refusals}
+	}
+	err = fds.Capture(ctx, &fds.CaptureContext{
+		HostPID: s.pid, PIDFD: s.pidfd, Image: img, Process: c.p, Memories: c.objects,
+		TCPClose: s.opt.TCPClose, Addresses: s.opt.Addresses, Log: s.log,
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	mem, err := c.memory(content.own)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(c.refusals) > 0 {
+		return nil, nil, &RefusedError{s.pid, c.refusals}
+	}
+	return img, []image.Memory{mem}, nil
+}
+
+// state fills in what threads and process say of themselves.
+func (c *capture) state() error {
+	if err := c.outside(); err != nil {
+		return err
+	}
+	var err error
+	c.s.tr.Do(func() {
+		if err = c.traced(); err == nil {
+			err = c.injected()
+		}
+	})
+	return err
+}
+
+// injected makes all threads tell what only they can, one batch for each, all
+// at once. On the tracer's thread.
+func (c *capture) injected() error {
+	s := c.s
+	leader := s.threads[0].tid
+	t, err := inject.Bootstrap(s.tr, s.pid, leader)
+	if err != nil {
+		return err
+	}
+	process, decodeProcess := c.processBatch(t)
+	jobs := []inject.Job{{TID: leader, Batch: process}}
+	decode := make([]func() error, len(s.threads))
+	for i, th := range s.threads {
+		b := process
+		if i > 0 {
+			b = t.Batch()
+			jobs = append(jobs, inject.Job{TID: th.tid, Batch: b})
+		}
+		decode[i] = c.threadCalls(b, i)
+	}
+	err = inject.RunAll(jobs)
+	if err == nil {
+		for i, th := range s.threads {
+			how, mask, _ := t.Saved(th.tid)
+			c.registers(&c.p.Threads[i], how, mask)
+			err = errors.Join(err, decode[i]())
+		}
+		if err == nil {
+			err = decodeProcess()
+		}
+		c.settle()
+	}
+	err = errors.Join(err, t.Close(leader))
+	for _, th := range s.threads {
+		th.deliver = t.Deliver(th.tid)
+	}
+	if sig := t.Stopped(); sig != 0 {
+		s.stopSig = sig
+	}
+	inject.Point("captured")
+	return err
+}
+
+// traced reads what ptrace tells, before anything runs in the threads.
+func (c *capture) traced() error {
+	s := c.s
+	c.p.Threads = make([]image.Thread, len(s.threads))
+	xstate := make([]byte, 16<<10)
+	for i, th := range s.threads {
+		t := &c.p.Threads[i]
+		t.HostTID = th.tid
+		n, err := sys.PtraceGetXState(th.tid, xstate)
+		if err != nil {
+			return gone(s.pid, fmt.Errorf("read the extended state of thread %d: %w", th.tid, err))
+		}
+		t.XState = append([]byte(nil), xstate[:n]...)
+		pending, err := sys.PtracePeekSiginfo(th.tid, false)
+		if err != nil {
+			return gone(s.pid, fmt.Errorf("read the pending signals of thread %d: %w", th.tid, err))
+		}
+		t.Pending = siginfos(pending)
+		r, err := sys.PtraceGetRseq(th.tid)
+		if err != nil && !errors.Is(err, sys.ErrNotSupported) {
+			return gone(s.pid, fmt.Errorf("read the rseq registration of thread %d: %w", th.tid, err))
+		}
+		t.Rseq = image.Rseq{Ptr: r.Pointer, Size: r.Size, Sig: r.Signature}
+		sud, err := sys.PtraceGetSyscallUserDispatch(th.tid)
+		if err == nil && sud.Mode != 0 {
+			return &RefusedError{s.pid, []string{fmt.Sprintf("thread %d diverts its system calls (syscall user dispatch)", th.tid)}}
+		}
+	}
+	shared, err := sys.PtracePeekSiginfo(s.threads[0].tid, true)
+	if err != nil {
+		return gone(s.pid, fmt.Errorf("read the pending signals: %w", err))
+	}
+	c.p.Pending = siginfos(shared)
+	x := c.p.Threads[0].XState
+	c.img.Host.XFeatures, c.img.Host.XSize = sys.XStateFeatures(x), uint32(len(x))
+	return nil
+}
+
+func siginfos(in []sys.Siginfo) [][]byte {
+	out := make([][]byte, len(in))
+	for i := range in {
+		out[i] = append([]byte(nil), in[i][:]...)
+	}
+	return out
+}
+
+func gone(pid int, err error) error { return proc.Gone(pid, err) }

@@ -1,0 +1,145 @@
+package checkpoint
+
+import (
+	"fmt"
+
+	"github.com/pageferry/pageferry/checkpoint/image"
+	"github.com/pageferry/pageferry/page"
+)
+
+// maxUnmapped is the most bytes of shared memory that no shared mapping shows
+// and that therefore travel inside the image.
+const maxUnmapped = 64 << 20
+
+// memory sorts the pages with content into those that may come later, those that
+// must not, and those that are needed at once. own are the process's own pages.
+func (c *capture) memory(own []page.Range) (image.Memory, error) {
+	var lazy, eager []page.Range
+	vmas := c.p.VMAs
+	i := 0
+	for _, r := range own {
+		for i < len(vmas) && vmas[i].End <= r.Start {
+			i++
+		}
+		for j := i; j < len(vmas) && vmas[j].Start < r.End; j++ {
+			v := &vmas[j]
+			switch part := v.Intersect(r); {
+			case v.Kind == image.VMAAnon:
+				lazy = append(lazy, part)
+			case v.Kind == image.VMAFile, v.Kind == image.VMADevice, v.Kind == image.VMAShared && !v.Shared:
+				eager = append(eager, part)
+			}
+		}
+	}
+	lazy = append(lazy, c.orphans...)
+	for i := range c.img.Memories {
+		if i >= len(c.data) {
+			break // only descriptors hold those: checkpoint/fds carries them
+		}
+		l, e, err := c.shared(i)
+		if err != nil {
+			return image.Memory{}, err
+		}
+		lazy, eager = append(lazy, l...), append(eager, e...)
+	}
+	m := image.Memory{Lazy: page.NewSet(lazy...), Eager: page.NewSet(eager...)}
+	m.Hot = c.hot(&m.Lazy)
+	return m, nil
+}
+
+// shared finds the pages by which the content of object i can be read and put
+// back. Only one mapping carries each page.
+func (c *capture) shared(i int) (lazy, eager []page.Range, err error) {
+	data := page.NewSet(c.data[i]...)
+	if data.Empty() {
+		return nil, nil, nil
+	}
+	var views []*image.VMA
+	for j := range c.p.VMAs {
+		if v := &c.p.VMAs[j]; v.Kind == image.VMAShared && v.Memory == i {
+			views = append(views, v)
+		}
+	}
+	// Only where a page has one way to be reached does the trap see all access.
+	late := len(views) == 1 && views[0].Shared && !c.hasDescriptor(i)
+	for _, v := range views {
+		if !v.Shared {
+			continue
+		}
+		window := page.Range{Start: page.Addr(v.Offset), End: page.Addr(v.Offset + v.Bytes())}
+		for _, d := range data.Remove(window) {
+			r := page.Range{Start: v.Start + d.Start - window.Start, End: v.Start + d.End - window.Start}
+			if late {
+				lazy = append(lazy, r)
+			} else {
+				eager = append(eager, r)
+			}
+		}
+	}
+	return lazy, eager, c.unmapped(i, &data, views)
+}
+
+// hasDescriptor reports whether a descriptor of the process leads to object i.
+func (c *capture) hasDescriptor(i int) bool {
+	for j := range c.img.Files {
+		if f := &c.img.Files[j]; f.Kind == image.FileMemFD && f.Memory == i {
+			return true
+		}
+	}
+	return false
+}
+
+// unmapped puts what no shared mapping shows into the image. Of an object with a
+// descriptor checkpoint/fds has done so already, but for what private mappings
+// show: those have the process's changes in place of the object's own pages.
+func (c *capture) unmapped(i int, rest *page.Set, views []*image.VMA) error {
+	var want []page.Range
+	for _, v := range views {
+		if !v.Shared || !c.hasDescriptor(i) {
+			window := page.Range{Start: page.Addr(v.Offset), End: page.Addr(v.Offset + v.Bytes())}
+			want = append(want, rest.Remove(window)...)
+		}
+	}
+	if !c.hasDescriptor(i) {
+		want = append(want, rest.Ranges()...)
+	}
+	if len(want) == 0 {
+		return nil
+	}
+	set := page.NewSet(want...)
+	o := &c.img.Memories[i]
+	if set.Bytes() > maxUnmapped {
+		c.refuse("%d MiB of shared memory %q are not mapped shared anywhere", set.Bytes()>>20, o.Name)
+		return nil
+	}
+	f, err := openMapped(c.s.pid, views[0].Range)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	chunks, err := readChunks(f, set.Ranges(), o.Size)
+	if err != nil {
+		return fmt.Errorf("read shared memory %q: %w", o.Name, err)
+	}
+	o.Chunks = mergeChunks(o.Chunks, chunks)
+	return nil
+}
+
+// hot are the lazy pages that a thread or the kernel touches first.
+func (c *capture) hot(lazy *page.Set) page.Set {
+	var hot []page.Range
+	add := func(a uint64) {
+		if a != 0 && lazy.Contains(page.Addr(a)) {
+			hot = append(hot, page.PageOf(page.Addr(a)))
+		}
+	}
+	for i := range c.p.Threads {
+		t := &c.p.Threads[i]
+		add(t.Regs.RSP)
+		add(t.Regs.FSBase)
+		add(t.Rseq.Ptr)
+		add(t.Robust)
+		add(t.ClearTID)
+	}
+	return page.NewSet(hot...)
+}

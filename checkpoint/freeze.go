@@ -1,0 +1,301 @@
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/pageferry/pageferry/checkpoint/cgroup"
+	"github.com/pageferry/pageferry/checkpoint/inject"
+	"github.com/pageferry/pageferry/internal/sys"
+	"github.com/pageferry/pageferry/proc"
+	"golang.org/x/sys/unix"
+)
+
+// stopLimit is how long a thread may take to stop.
+const stopLimit = 2 * time.Second
+
+// Isolate moves the process into a child cgroup of its own. Do it long before the
+// freeze: it can cost milliseconds. Idempotent.
+func (s *Session) Isolate(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.isolate(); err != nil {
+		return &Error{"isolate", s.pid, err}
+	}
+	return nil
+}
+
+func (s *Session) isolate() error {
+	if err := s.usable(); err != nil || s.isolated {
+		return err
+	}
+	if !s.hasGroup {
+		_, err := cgroup.Of(s.pid) // says what is missing
+		return err
+	}
+	child, err := s.own.Create(s.groupName())
+	if err != nil {
+		return err
+	}
+	inject.Point("isolate")
+	s.child, s.isolated = child, true
+	if err := child.Move(s.pid); err != nil {
+		return errors.Join(err, s.rejoin(context.Background()))
+	}
+	inject.Point("isolated")
+	return nil
+}
+
+// rejoin moves the process back into its own cgroup and removes the child.
+func (s *Session) rejoin(ctx context.Context) error {
+	if !s.isolated {
+		return nil
+	}
+	err := s.own.Move(s.pid)
+	if errors.Is(err, proc.ErrGone) {
+		err = nil
+	}
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, stopLimit)
+	defer cancel()
+	if err := s.child.Remove(ctx); err != nil {
+		return err
+	}
+	s.isolated = false
+	return nil
+}
+
+func (s *Session) usable() error {
+	switch {
+	case s.closed:
+		return fmt.Errorf("%w: closed", ErrState)
+	case s.killed:
+		return ErrKilled
+	}
+	return nil
+}
+
+// Freeze stops every thread. On error the process runs on.
+func (s *Session) Freeze(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.freeze(ctx); err != nil {
+		return &Error{"freeze", s.pid, err}
+	}
+	return nil
+}
+
+func (s *Session) freeze(ctx context.Context) error {
+	if err := s.usable(); err != nil {
+		return err
+	}
+	if s.held || len(s.threads) > 0 {
+		return fmt.Errorf("%w: frozen already", ErrState)
+	}
+	var err error
+	if s.survey, err = takeSurvey(s.pid); err != nil {
+		return err
+	}
+	m, err := proc.OpenMemory(s.pid)
+	if err != nil {
+		return err
+	}
+	s.mem.Store(m)
+	if s.tr == nil {
+		s.tr = proc.NewTracer()
+	}
+	s.tr.Do(func() {
+		if err = s.seizeAll(ctx); err != nil {
+			err = errors.Join(err, s.detachAll())
+		}
+	})
+	return err
+}
+
+// seizeAll attaches to and stops every thread, those included that appear
+// meanwhile: a thread that still runs may make more. On the tracer's thread.
+func (s *Session) seizeAll(ctx context.Context) error {
+	seen := map[int]bool{}
+	s.stopped, s.stopSig = false, 0
+	for {
+		tids, err := proc.Threads(s.pid)
+		if err != nil {
+			return err
+		}
+		var fresh []*thread
+		for _, tid := range tids {
+			if seen[tid] {
+				continue
+			}
+			ok, err := s.seize(tid)
+			if err != nil {
+				return err
+			}
+			if ok {
+				seen[tid] = true
+				fresh = append(fresh, &thread{tid: tid})
+			}
+		}
+		s.threads = append(s.threads, fresh...)
+		inject.Point("seized")
+		for _, t := range fresh {
+			if err := s.awaitStop(ctx, t); err != nil {
+				return err
+			}
+		}
+		s.threads = slices.DeleteFunc(s.threads, func(t *thread) bool { return t.tid == 0 })
+		if len(fresh) == 0 {
+			break
+		}
+	}
+	i := slices.IndexFunc(s.threads, func(t *thread) bool { return t.tid == s.pid })
+	if i < 0 {
+		return fmt.Errorf("its main thread has ended: %w", ErrZombie)
+	}
+	s.threads[0], s.threads[i] = s.threads[i], s.threads[0]
+	rest := s.threads[1:]
+	slices.SortFunc(rest, func(a, b *thread) int { return a.tid - b.tid })
+	inject.Point("stopped")
+	return nil
+}
+
+// seize attaches to one thread and asks it to stop; false if it has ended.
+func (s *Session) seize(tid int) (bool, error) {
+	err := sys.PtraceSeize(tid, unix.PTRACE_O_TRACESYSGOOD)
+	switch err {
+	case nil:
+	case unix.ESRCH:
+		return false, nil
+	case unix.EPERM:
+		st, serr := proc.ReadThreadStatus(s.pid, tid)
+		switch {
+		case errors.Is(serr, proc.ErrGone):
+			return false, nil
+		case serr == nil && st.TracerPID != 0:
+			return false, fmt.Errorf("%w (tracer: process %d)", ErrTraced, st.TracerPID)
+		case serr == nil && (st.State == 'Z' || st.State == 'X'):
+			if tid == s.pid {
+				return false, fmt.Errorf("its main thread has ended: %w", ErrZombie)
+			}
+			return false, nil
+		}
+		return false, fmt.Errorf("attach to thread %d: %w (it needs root with CAP_SYS_PTRACE)", tid, err)
+	default:
+		return false, fmt.Errorf("attach to thread %d: %w", tid, err)
+	}
+	if err := sys.PtraceInterrupt(tid); err != nil && err != unix.ESRCH {
+		return false, fmt.Errorf("interrupt thread %d: %w", tid, err)
+	}
+	return true, nil
+}
+
+// awaitStop waits for the stop that was asked for. A signal that is about to be
+// delivered is, and its handler then has not run yet when the stop comes. A
+// thread that has ended gets tid 0.
+func (s *Session) awaitStop(ctx context.Context, t *thread) error {
+	deadline := time.Now().Add(stopLimit)
+	for tries := 0; ; tries++ {
+		ws, ok, err := sys.WaitNow(t.tid)
+		switch {
+		case err == unix.ECHILD || err == nil && ok && !ws.Stopped():
+			t.tid = 0
+			return nil
+		case err != nil:
+			return fmt.Errorf("wait for thread %d: %w", t.tid, err)
+		case !ok:
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if time.Now().After(deadline) {
+				return fmt.Errorf("%w (thread %d)", ErrStuck, t.tid)
+			}
+			if tries > 2 {
+				// No other way to wait with a limit: a thread in a vfork or on
+				// a dead file server never stops.
+				time.Sleep(time.Duration(min(tries, 50)) * 10 * time.Microsecond)
+			}
+			continue
+		}
+		tries = 0
+		sig := unix.Signal(0)
+		switch sys.Event(ws) {
+		case unix.PTRACE_EVENT_STOP:
+			if ws.StopSignal() != unix.SIGTRAP {
+				s.stopped = true
+			}
+			return nil
+		case 0:
+			sig = ws.StopSignal()
+		}
+		if err := sys.PtraceCont(t.tid, sig); err != nil && err != unix.ESRCH {
+			return fmt.Errorf("deliver %v to thread %d: %w", unix.SignalName(sig), t.tid, err)
+		}
+	}
+}
+
+// detachAll lets go of every thread. On the tracer's thread.
+func (s *Session) detachAll() error {
+	var errs []error
+	for _, t := range s.threads {
+		if t.tid == 0 {
+			continue
+		}
+		err := sys.PtraceDetach(t.tid, t.deliver)
+		if err == unix.ESRCH && s.alive(t.tid) {
+			// Not in a stop: make it stop once more to be let go.
+			err = s.forceDetach(t)
+		}
+		if err != nil && err != unix.ESRCH {
+			errs = append(errs, fmt.Errorf("let go of thread %d: %w", t.tid, err))
+		}
+		inject.Point("detach")
+	}
+	s.threads = nil
+	if s.stopSig != 0 {
+		if err := unix.PidfdSendSignal(s.pidfd, s.stopSig, nil, 0); err != nil && err != unix.ESRCH {
+			errs = append(errs, fmt.Errorf("pass on %v: %w", unix.SignalName(s.stopSig), err))
+		}
+		s.stopSig = 0
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Session) alive(tid int) bool { return sys.Tgkill(s.pid, tid, 0) == nil }
+
+func (s *Session) forceDetach(t *thread) error {
+	for deadline := time.Now().Add(stopLimit); ; {
+		ws, ok, err := sys.WaitNow(t.tid)
+		switch {
+		case err != nil || ok && !ws.Stopped():
+			return unix.ESRCH
+		case ok:
+			sig := t.deliver
+			if sys.Event(ws) == 0 {
+				sig = ws.StopSignal()
+			}
+			return sys.PtraceDetach(t.tid, sig)
+		case time.Now().After(deadline):
+			// The end of the tracer's thread lets it go.
+			return ErrStuck
+		}
+		time.Sleep(50 * time.Microsecond)
+	}
+}
+
+// letGo detaches if anything is attached.
+func (s *Session) letGo() (err error) {
+	if len(s.threads) == 0 {
+		return nil
+	}
+	s.tr.Do(func() { err = s.detachAll() })
+	if errors.Is(err, ErrStuck) {
+		s.tr.Close()
+		s.tr, err = nil, nil
+	}
+	return err
+}

@@ -1,0 +1,138 @@
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/pageferry/pageferry/checkpoint/inject"
+	"github.com/pageferry/pageferry/proc"
+	"golang.org/x/sys/unix"
+)
+
+// Hold freezes the child cgroup and lets go of the threads. From here nothing
+// but Thaw lets the process run. On error it is as before.
+func (s *Session) Hold(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.hold(ctx); err != nil {
+		return &Error{"hold", s.pid, err}
+	}
+	return nil
+}
+
+func (s *Session) hold(ctx context.Context) error {
+	if err := s.usable(); err != nil || s.held {
+		return err
+	}
+	if !s.isolated || len(s.threads) == 0 {
+		return fmt.Errorf("%w: only an isolated and frozen process can be held", ErrState)
+	}
+	// A thread in a ptrace stop counts as frozen.
+	if err := s.child.Freeze(ctx); err != nil {
+		return err
+	}
+	s.held = true
+	inject.Point("frozen")
+	err := s.letGo()
+	inject.Point("detached")
+	// Leaving the one stop for the other, the group is not frozen for a moment,
+	// though nothing of the program runs.
+	if e := s.child.AwaitFrozen(ctx); e != nil {
+		err = errors.Join(err, e)
+	}
+	return err
+}
+
+// Thaw undoes Freeze, Hold and Isolate, in whatever state the process is: it
+// runs on as if nothing had been. Idempotent; nothing after Kill. It is
+// proc.ErrGone if the process ended by itself.
+func (s *Session) Thaw(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.killed || s.closed {
+		return nil
+	}
+	if err := s.thaw(ctx); err != nil {
+		return &Error{"thaw", s.pid, err}
+	}
+	return nil
+}
+
+func (s *Session) thaw(ctx context.Context) error {
+	err := s.letGo()
+	if s.isolated {
+		if s.held {
+			if e := s.child.Thaw(); e != nil && !errors.Is(e, os.ErrNotExist) {
+				return errors.Join(err, e)
+			}
+			s.held = false
+			inject.Point("thawed")
+		}
+		err = errors.Join(err, s.rejoin(ctx))
+	}
+	s.mem.Store(nil)
+	if err == nil && !s.running() {
+		return proc.ErrGone
+	}
+	return err
+}
+
+func (s *Session) running() bool { return unix.PidfdSendSignal(s.pidfd, 0, nil, 0) == nil }
+
+// Kill ends the process, in whatever state it is, and removes its cgroup. It
+// returns when the process has ended. Idempotent.
+func (s *Session) Kill(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return &Error{"kill", s.pid, ErrState}
+	}
+	if err := s.kill(ctx); err != nil {
+		return &Error{"kill", s.pid, err}
+	}
+	return nil
+}
+
+func (s *Session) kill(ctx context.Context) error {
+	if err := unix.PidfdSendSignal(s.pidfd, unix.SIGKILL, nil, 0); err != nil && err != unix.ESRCH {
+		return os.NewSyscallError("pidfd_send_signal", err)
+	}
+	s.killed = true
+	// Its tracer would have to take note of every thread's end.
+	s.threads = nil
+	if s.tr != nil {
+		s.tr.Close()
+		s.tr = nil
+	}
+	s.mem.Store(nil)
+	if err := s.awaitEnd(ctx); err != nil {
+		return err
+	}
+	if !s.isolated {
+		return nil
+	}
+	if err := s.child.Remove(ctx); err != nil {
+		return err
+	}
+	s.isolated, s.held = false, false
+	return nil
+}
+
+// awaitEnd waits until the process is a zombie or less.
+func (s *Session) awaitEnd(ctx context.Context) error {
+	for {
+		const milliseconds = 20
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(s.pidfd), Events: unix.POLLIN}}, milliseconds)
+		if n > 0 {
+			return nil
+		}
+		if err != nil && err != unix.EINTR {
+			return os.NewSyscallError("poll", err)
+		}
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("waiting for its end: %w", err)
+		}
+	}
+}
