@@ -14,8 +14,13 @@ import (
 type Pool struct {
 	mem  []byte
 	size int
-	free chan *Buffer
 	once sync.Once
+
+	// free holds a token for each buffer in stack, so that Get can wait for
+	// one and for the end of its caller at once.
+	free  chan struct{}
+	mu    sync.Mutex
+	stack []*Buffer // the last one released is in the caches still: it goes out first
 }
 
 // Buffer is registered memory from a pool, owned by whoever got it until
@@ -37,9 +42,9 @@ func NewPool(n, size int) (*Pool, error) {
 		return nil, fmt.Errorf("transport: map pool of %d bytes: %w", n*size, err)
 	}
 	_ = unix.Madvise(mem, unix.MADV_DONTFORK) // only saves memory
-	p := &Pool{mem: mem, size: size, free: make(chan *Buffer, n)}
+	p := &Pool{mem: mem, size: size, free: make(chan struct{}, n), stack: make([]*Buffer, 0, n)}
 	for i := range n {
-		p.free <- &Buffer{pool: p, full: mem[i*size : (i+1)*size : (i+1)*size]}
+		p.put(&Buffer{pool: p, full: mem[i*size : (i+1)*size : (i+1)*size]})
 	}
 	return p, nil
 }
@@ -51,18 +56,28 @@ func (p *Pool) Get(n int, done <-chan struct{}) *Buffer {
 		panic(fmt.Sprintf("transport: buffer of %d bytes from a pool of %d", n, p.size))
 	}
 	select {
-	case b := <-p.free:
-		b.n = n
-		return b
+	case <-p.free:
 	default:
+		select {
+		case <-p.free:
+		case <-done:
+			return nil
+		}
 	}
-	select {
-	case b := <-p.free:
-		b.n = n
-		return b
-	case <-done:
-		return nil
-	}
+	p.mu.Lock()
+	last := len(p.stack) - 1
+	b := p.stack[last]
+	p.stack = p.stack[:last]
+	p.mu.Unlock()
+	b.n = n
+	return b
+}
+
+func (p *Pool) put(b *Buffer) {
+	p.mu.Lock()
+	p.stack = append(p.stack, b)
+	p.mu.Unlock()
+	p.free <- struct{}{}
 }
 
 // BufferSize is the capacity of each buffer in bytes.
@@ -92,6 +107,6 @@ func (b *Buffer) SetLen(n int) { b.n = n; _ = b.full[:n] }
 // Release gives the buffer back. A nil buffer may be released.
 func (b *Buffer) Release() {
 	if b != nil {
-		b.pool.free <- b
+		b.pool.put(b)
 	}
 }
