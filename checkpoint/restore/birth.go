@@ -226,7 +226,7 @@ func (s *Skeleton) end(h *held, tids ...int) {
 // forget closes what we have open of a process that is gone.
 func (h *held) forget() {
 	if h.t != nil {
-		_ = h.t.Close(h.pid) // of a process that is gone, only this side
+		_ = h.t.Drop()
 	}
 }
 

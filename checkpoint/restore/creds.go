@@ -21,12 +21,10 @@ const (
 //
 // The order is that of what each step needs: bounds are dropped and ids changed
 // with CAP_SETPCAP, CAP_SETGID and CAP_SETUID still there; ambient capabilities
-// are raised while the permitted ones are full, for a secure bit may forbid it
-// afterwards; the real sets come last.
-func credentials(s *script, p *image.Process, lastCap int) {
+// are raised while the permitted ones are full, as the seed had them, for a
+// secure bit may forbid it afterwards; the real sets come last.
+func credentials(s *script, p *image.Process, lastCap int, full uint64) {
 	c := &p.Creds
-	full := uint64(1)<<(lastCap+1) - 1
-
 	s.onf("secure bits")
 	s.call(unix.SYS_PRCTL, unix.PR_SET_SECUREBITS, secbitNoSetuidFixup|secbitKeepCaps, 0, 0, 0)
 	for n := range lastCap + 1 {

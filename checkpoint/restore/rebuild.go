@@ -121,6 +121,9 @@ func (r *rebuild) check() (err error) {
 	if err := checkMappings(r.p); err != nil {
 		return err
 	}
+	if c := &r.p.Creds; (c.CapPrm|c.CapEff|c.CapAmb|c.CapInh)&^r.caps != 0 {
+		return fmt.Errorf("%w: it has capabilities %#x, which we have not to give", ErrUnsupported, (c.CapPrm|c.CapEff|c.CapAmb|c.CapInh)&^r.caps)
+	}
 	if r.regions, err = planRegions(r.p, r.m); err != nil {
 		return err
 	}
@@ -336,7 +339,7 @@ func (r *rebuild) threadState() error {
 	scripts := make([]*script, len(r.p.Threads))
 	for i := range r.p.Threads {
 		scripts[i] = newScript(r.target.t)
-		threadState(scripts[i], r.p, &r.p.Threads[i], r.lastCap)
+		threadState(scripts[i], r.p, &r.p.Threads[i], r.lastCap, r.caps)
 	}
 	return runAll(r.tids, scripts)
 }

@@ -50,9 +50,10 @@ type Skeleton struct {
 	born    birth        // what target was made as
 	offsets clocks       // of its time namespace
 
-	seedOOM     int  // oom_score_adj that children of the seed begin with
-	stopped     bool // the image says SIGSTOPped
-	countTimers bool // by a test: as if the kernel could not be asked for a timer's number
+	seedOOM     int    // oom_score_adj that children of the seed begin with
+	caps        uint64 // permitted to the seed
+	stopped     bool   // the image says SIGSTOPped
+	countTimers bool   // by a test: as if the kernel could not be asked for a timer's number
 }
 
 // What the seed and the init of a pid namespace are called.
@@ -169,8 +170,8 @@ func seize(pid int) error {
 	}
 }
 
-// widen lifts the limits under which the process is rebuilt. Its own are set in
-// the end.
+// widen lifts the limits under which the process is rebuilt, as far as we may.
+// Its own are set in the end.
 func (s *Skeleton) widen(pid int) error {
 	files := uint64(1 << 20)
 	if b, err := os.ReadFile("/proc/sys/fs/nr_open"); err == nil {
@@ -184,7 +185,14 @@ func (s *Skeleton) widen(pid int) error {
 		if r == unix.RLIMIT_NOFILE {
 			l = unix.Rlimit{Cur: files, Max: files}
 		}
-		if err := unix.Prlimit(pid, r, &l, nil); err != nil {
+		err := unix.Prlimit(pid, r, &l, nil)
+		if err == unix.EPERM { // without CAP_SYS_RESOURCE only to the hard limit
+			if err = unix.Prlimit(pid, r, nil, &l); err == nil {
+				l.Cur = l.Max
+				err = unix.Prlimit(pid, r, &l, nil)
+			}
+		}
+		if err != nil {
 			return fmt.Errorf("lift resource limit %d of the seed: %w", r, err)
 		}
 	}
@@ -192,8 +200,15 @@ func (s *Skeleton) widen(pid int) error {
 	if err != nil {
 		return err
 	}
-	s.seedOOM, err = strconv.Atoi(strings.TrimSpace(string(b)))
-	return err
+	if s.seedOOM, err = strconv.Atoi(strings.TrimSpace(string(b))); err != nil {
+		return err
+	}
+	st, err := proc.ReadStatus(pid)
+	if err != nil {
+		return err
+	}
+	s.caps = st.CapPrm
+	return nil
 }
 
 // PID is the process's as this host sees it; 0 until it exists.
