@@ -21,8 +21,8 @@ import (
 // one address. Those above are closed unheard, so a host that opens many and
 // says nothing holds up none but itself.
 const (
-	maxPending     = 256
-	maxPendingHost = 64
+	maxPending     = 512
+	maxPendingHost = 128
 )
 
 // Incoming is one accepted connection: a control lane with who is at its other
