@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-bad=$(gofmt -l $(git ls-files -- '*.go' 2>/dev/null || find . -name '*.go'))
+bad=$(find . -name '*.go' -not -path './.*' -exec gofmt -l {} +)
 [[ -z $bad ]] || { echo "not in gofmt's form:"; echo "$bad"; exit 1; }
 go vet ./...
 if command -v golangci-lint >/dev/null; then
