@@ -36,3 +36,10 @@ func (c *memoryClaims) sum() uint64 {
 	}
 	return n
 }
+
+// count is how many processes are arriving.
+func (c *memoryClaims) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.by)
+}

@@ -21,10 +21,10 @@ type gate struct {
 	claims memoryClaims
 }
 
-func newGate(h Host, a *admission, r *registry) *gate {
+func newGate(h Host, a *admission) *gate {
 	g := &gate{host: h, admission: a}
 	a.claimed = g.claims.sum
-	a.running = r.incoming
+	a.running = g.claims.count
 	return g
 }
 

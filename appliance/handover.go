@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/pageferry/pageferry/appliance/journal"
@@ -61,7 +62,7 @@ func (h *handover) open(ctx context.Context) (err error) {
 	h.hello = migrate.Hello{Host: c.Name, PageSize: page.Size, XFeatures: facts.XFeatures, XSize: facts.XSize,
 		Kernel: facts.Kernel, Machine: facts.Machine}
 	h.arriving = map[transport.MigrationID]*migration{}
-	h.gate = newGate(h.host, newAdmission(facts, c), d.registry)
+	h.gate = newGate(h.host, newAdmission(facts, c))
 	h.dest, err = migrate.NewDestination(migrate.DestinationConfig{
 		Host: h.gate, Journals: h.journals, Hello: h.hello, Log: d.log, OnProgress: h.progress,
 	})
@@ -281,7 +282,10 @@ func (h *handover) progress(p migrate.Progress) {
 		return
 	}
 	delete(h.arriving, p.ID)
-	if outcome == OutcomeFailed && p.Reason == onlyAsked {
+	if outcome == OutcomeFailed && (strings.HasSuffix(p.Reason, onlyAsked) || strings.HasPrefix(p.Reason, refusedAtOnce)) {
+		// Nothing came of it, or nothing was meant to: whoever asked has the
+		// answer, and this host keeps no book of questions.
+		h.d.log.Info("not taken", "migration", p.ID, "peer", p.Peer, "reason", p.Reason)
 		h.d.registry.forget(m)
 		return
 	}
@@ -294,8 +298,11 @@ func (h *handover) progress(p migrate.Progress) {
 	}
 }
 
-// onlyAsked is the reason by which migrate.Inquire takes its offer back.
-const onlyAsked = "only asked"
+// The reasons that migrate gives for an arrival that never was one.
+const (
+	onlyAsked     = "only asked" // migrate.Inquire takes its offer back
+	refusedAtOnce = "prepare: "  // refused by Host.Prepare
+)
 
 // follow takes over what a running migration says.
 func (r *Report) follow(p migrate.Progress) {

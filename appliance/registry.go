@@ -94,19 +94,6 @@ func (r *registry) add(m *migration) error {
 	return nil
 }
 
-// incoming counts the migrations that are arriving.
-func (r *registry) incoming() int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	n := 0
-	for _, m := range r.live {
-		if m.role == RoleDestination {
-			n++
-		}
-	}
-	return n
-}
-
 // finish keeps the report of a migration that has ended and lets go of it.
 func (r *registry) finish(m *migration) error {
 	rep, _ := m.snapshot()
