@@ -52,7 +52,8 @@ func ReadSmaps(pid int) ([]Mapping, error) {
 	return ParseMaps(b)
 }
 
-// ParseMaps parses the content of maps or smaps.
+// ParseMaps parses the content of maps or smaps. The mappings returned ascend and
+// do not overlap.
 func ParseMaps(b []byte) ([]Mapping, error) {
 	var out []Mapping
 	for len(b) > 0 {
@@ -75,12 +76,24 @@ func ParseMaps(b []byte) ([]Mapping, error) {
 		if err != nil {
 			return nil, err
 		}
-		if n := len(out); n > 0 && m.Start < out[n-1].End {
-			return nil, fmt.Errorf("proc maps: %v comes after %v", m.Range, out[n-1].Range)
-		}
-		out = append(out, m)
+		out = append(replaced(out, m.Start), m)
 	}
 	return out, nil
+}
+
+// replaced cuts off what a mapping that starts at start takes the place of. The
+// file is read piece by piece, and between two of them a process that runs may
+// have changed a mapping that was listed already.
+func replaced(out []Mapping, start page.Addr) []Mapping {
+	for len(out) > 0 && out[len(out)-1].End > start {
+		last := &out[len(out)-1]
+		if last.Start < start {
+			last.End = start
+			break
+		}
+		out = out[:len(out)-1]
+	}
+	return out
 }
 
 // isSmapsField tells "Rss:   4 kB" from "7f00-7f01 r--p ...": a name with a

@@ -169,7 +169,26 @@ func (t *Target) begin(tids []int) error {
 				return err
 			}
 		}
-		t.threads[tid] = &thread{tid: tid, how: Interpret(r), mask: mask}
+		th := &thread{tid: tid, how: Interpret(r), mask: mask, open: faults &^ mask}
+		if err := t.keepFaults(th); err != nil {
+			return err
+		}
+		t.threads[tid] = th
+	}
+	return nil
+}
+
+// keepFaults blocks those of the fault signals that wait to be delivered: the
+// thread stopped between a fault and its handler, and must find it there.
+func (t *Target) keepFaults(th *thread) error {
+	for _, shared := range []bool{false, true} {
+		pending, err := sys.PtracePeekSiginfo(th.tid, shared)
+		if err != nil {
+			return t.gone(fmt.Errorf("read the pending signals of thread %d: %w", th.tid, err))
+		}
+		for i := range pending {
+			th.open &^= sys.SigBit(pending[i].Signo())
+		}
 	}
 	return nil
 }
@@ -250,7 +269,7 @@ func (t *Target) start(th *thread, r *sys.Regs) error {
 	Point("enter-regs")
 	if !th.entered {
 		th.entered = true
-		if err := sys.PtraceSetSigmask(th.tid, ^(sys.SigBit(int(t.sig)) | faults&^th.mask)); err != nil {
+		if err := sys.PtraceSetSigmask(th.tid, ^(sys.SigBit(int(t.sig)) | th.open)); err != nil {
 			return t.gone(fmt.Errorf("block the signals of thread %d: %w", th.tid, err))
 		}
 	}

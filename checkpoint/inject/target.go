@@ -39,6 +39,7 @@ type thread struct {
 	tid     int
 	how     Interrupted
 	mask    uint64
+	open    uint64        // fault signals that are left unblocked during a batch
 	block   uint64        // address of its resume trampoline
 	entered bool          // registers and mask are ours
 	stray   []sys.Siginfo // signals that came meanwhile and could not be blocked

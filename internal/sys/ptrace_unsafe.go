@@ -122,7 +122,7 @@ func PtraceGetEventMsg(tid int) (msg uint64, err error) {
 func PtracePeekSiginfo(tid int, shared bool) ([]Siginfo, error) {
 	var out []Siginfo
 	for {
-		var buf [8]Siginfo
+		var buf [4]Siginfo
 		a := peekSiginfoArgs{Off: uint64(len(out)), Nr: int32(len(buf))}
 		if shared {
 			a.Flags = ptracePeekSiginfoShared
