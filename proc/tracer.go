@@ -29,10 +29,18 @@ func NewTracer() *Tracer {
 	return t
 }
 
-func (t *Tracer) loop(ready chan<- struct{}) {
+func (t *Tracer) loop(ready chan struct{}) {
 	// Never unlocked: when the goroutine returns the thread ends, and with it
 	// every attachment it had.
 	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		// The runtime cannot end the program's first thread, which would keep
+		// its tracees for ever. Sit on it until another one has begun.
+		go t.loop(ready)
+		<-ready
+		runtime.UnlockOSThread()
+		return
+	}
 	t.tid = unix.Gettid()
 	close(ready)
 	defer close(t.done)
