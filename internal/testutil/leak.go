@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -172,11 +173,28 @@ func cgroupSnapshot() map[string]string {
 	return m
 }
 
+// livedInByOthers reports whether somebody else's process lives in or below a
+// cgroup, or is the one after which it is named.
 func livedInByOthers(cgroup string) bool {
-	b, _ := os.ReadFile(filepath.Join(cgroup, "cgroup.procs"))
-	for s := range strings.FieldsSeq(string(b)) {
-		var pid int
-		if _, err := fmt.Sscan(s, &pid); err != nil || pid == os.Getpid() {
+	var pids []string
+	_ = filepath.WalkDir(cgroup, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			b, _ := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+			pids = append(pids, strings.Fields(string(b))...)
+		}
+		return nil
+	})
+	for part := range strings.SplitSeq(cgroup, "/") {
+		if strings.HasPrefix(part, "pageferry") {
+			pids = append(pids, number.FindAllString(part, -1)...)
+		}
+	}
+	for _, s := range pids {
+		pid, err := strconv.Atoi(s)
+		if err != nil || pid <= 1 || pid == os.Getpid() {
+			continue
+		}
+		if _, err := os.Stat("/proc/" + s); err != nil {
 			continue
 		}
 		if env, ok := environ(pid); !ok || !hasMarker(env, marker) {
@@ -185,6 +203,8 @@ func livedInByOthers(cgroup string) bool {
 	}
 	return false
 }
+
+var number = regexp.MustCompile(`\d+`)
 
 func descriptorSnapshot() map[string]string {
 	m := map[string]string{}

@@ -4,12 +4,15 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -88,6 +91,8 @@ func PrintLedger(w io.Writer, entries []Entry) {
 // It gives the test process a temporary directory of its own, so that files
 // and mounts left behind are known to be its own. It does not return.
 func Main(m *testing.M) {
+	// What a shell or a CI runner left open is not for the programs of tests.
+	_ = unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
 	if os.Getenv(envChild) == "" {
 		if dir, err := os.MkdirTemp(realTemp, "pft"); err == nil {
 			os.Setenv(envTemp, realTemp)

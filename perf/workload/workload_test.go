@@ -47,14 +47,32 @@ func each(t *testing.T, f func(t *testing.T, cfg Config)) {
 	}
 }
 
+// watcher is a buffer that shows each line to a function.
+type watcher struct {
+	bytes.Buffer
+	seen func([]byte)
+}
+
+func (w *watcher) Write(b []byte) (int, error) {
+	w.seen(b)
+	return w.Buffer.Write(b)
+}
+
 func TestRun(t *testing.T) {
 	testutil.NoLeaks(t)
 	each(t, func(t *testing.T, cfg Config) {
-		cfg.Duration = 30 * time.Millisecond
 		cfg.Rate, cfg.VerifyRate = 20<<20, 20<<20
-		cfg.JSON = true
-		var out bytes.Buffer
-		if err := Run(context.Background(), cfg, &out); err != nil {
+		cfg.JSON, cfg.Interval = true, 5*time.Millisecond
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		// It ends when it has said that it wrote and verified.
+		out := watcher{seen: func(b []byte) {
+			var l Line
+			if json.Unmarshal(b, &l) == nil && l.Writes > 0 && l.VerifiedRate > 0 {
+				cancel()
+			}
+		}}
+		if err := Run(ctx, cfg, &out); err != nil {
 			t.Fatal(err)
 		}
 		lines := strings.Split(strings.TrimSpace(out.String()), "\n")
