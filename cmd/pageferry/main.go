@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"math"
 	"os"
 	"os/signal"
 
@@ -16,6 +17,9 @@ import (
 )
 
 func main() {
+	// What a shell left open is not for the programs that we start: a process
+	// that inherits it has one more thing that keeps it from moving.
+	_ = unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
 	lab.Main() // does not return in the init of a lab's host
 	// These two take nothing from the command line's machinery, least of all
 	// its handling of signals: one is a role, the other a guinea pig.

@@ -1,0 +1,35 @@
+package appliance
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/pageferry/pageferry/checkpoint/inspect"
+	"github.com/pageferry/pageferry/migrate"
+)
+
+// look inspects pid for a migration with opts.
+func look(pid int, opts SourceOptions) (*inspect.Report, error) {
+	rep, err := inspect.Inspect(pid, inspect.Options{TCPClose: opts.TCP == "close"})
+	for _, wrong := range []error{inspect.ErrThread, inspect.ErrKernelThread, inspect.ErrZombie, inspect.ErrNoProcess} {
+		if errors.Is(err, wrong) {
+			return nil, &migrate.Refusal{Reasons: []string{fmt.Sprintf("%v", wrong)}}
+		}
+	}
+	return rep, err
+}
+
+// inspection is a report in the API's form.
+func inspection(rep *inspect.Report) Inspection {
+	in := Inspection{
+		PID: rep.PID, Comm: rep.Comm, Exe: rep.Exe, Threads: len(rep.Threads), MemoryBytes: rep.MemoryBytes,
+		Parent: fmt.Sprintf("%s (pid %d)", rep.ParentComm, rep.ParentPID), Movable: rep.Movable,
+	}
+	if u := rep.Unit; u != nil {
+		in.Unit, in.Restarts = u.Name, u.RestartsOnKill
+	}
+	for _, it := range rep.Items {
+		in.Items = append(in.Items, InspectionItem{Kind: it.Kind, What: it.What, Carried: it.Carried, Reason: it.Reason})
+	}
+	return in
+}

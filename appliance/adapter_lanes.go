@@ -1,0 +1,167 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"github.com/pageferry/pageferry/appliance/keys"
+	"github.com/pageferry/pageferry/migrate"
+	"github.com/pageferry/pageferry/migrate/stream"
+	"github.com/pageferry/pageferry/transport"
+	"github.com/pageferry/pageferry/transport/tcp"
+)
+
+// The destination only asks, so what a source's page lane receives is small;
+// its pool exists for frames that a strange peer might send.
+const (
+	laneBuffers    = 2
+	laneBufferSize = 4096
+)
+
+// lanes is migrate.Lanes over transport/tcp and migrate/stream.
+type lanes struct {
+	opts   LaneOptions
+	log    *slog.Logger
+	dialer *tcp.Dialer
+	pool   *transport.Pool
+	before atomic.Uint64 // bytes sent on lanes that are closed
+
+	mu  sync.Mutex
+	now *epoch
+}
+
+// epoch is the lanes that were opened together, and who serves them.
+type epoch struct {
+	lanes  []transport.Lane
+	server *stream.Server
+	cancel context.CancelFunc
+	served sync.WaitGroup
+	lost   chan error
+}
+
+func (native) NewLanes(opts LaneOptions) (migrate.Lanes, error) {
+	l := &lanes{opts: opts, log: logger(opts.Logger)}
+	pool, err := transport.NewPool(laneBuffers, laneBufferSize)
+	if err != nil {
+		return nil, err
+	}
+	l.pool = pool
+	cfg := tcp.Config{Insecure: opts.TLS == nil, PlainPages: opts.TLS == nil, Pool: pool, Log: opts.Logger}
+	if opts.TLS != nil {
+		_, client, err := keys.LoadTLS(opts.TLS.CA, opts.TLS.Cert, opts.TLS.Key)
+		if err != nil {
+			return nil, errors.Join(err, pool.Close())
+		}
+		cfg.Client = client
+		if opts.PeerName != "" {
+			cfg.Client = keys.Named(client, opts.PeerName)
+		}
+	}
+	if l.dialer, err = tcp.NewDialer(cfg); err != nil {
+		return nil, errors.Join(err, pool.Close())
+	}
+	return l, nil
+}
+
+// Open dials the urgent lane and the bulk lanes and serves them with pages of p.
+func (l *lanes) Open(ctx context.Context, number uint32, key []byte, p migrate.Process) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.end()
+	bulk := max(1, l.opts.BulkLanes)
+	e := &epoch{lost: make(chan error, 1)}
+	var err error
+	// One buffer for each lane, so that none waits for another.
+	if e.server, err = stream.NewServer(stream.ServerConfig{Reader: p, Buffers: bulk + 1, Log: l.log}); err != nil {
+		return err
+	}
+	run, cancel := context.WithCancel(context.Background())
+	e.cancel = cancel
+	l.now = e
+	for i := range bulk + 1 {
+		id := transport.LaneID{Migration: l.opts.Migration, Epoch: number, Kind: transport.Bulk, Index: uint8(i)}
+		if i == bulk {
+			id.Kind, id.Index = transport.Urgent, 0
+		}
+		lane, err := l.dialer.DialLane(ctx, l.opts.Address, id, key)
+		if err != nil {
+			l.end()
+			return fmt.Errorf("page lanes: %w", err)
+		}
+		e.lanes = append(e.lanes, lane)
+	}
+	for _, lane := range e.lanes {
+		e.served.Go(func() {
+			if err := e.server.Serve(run, lane); err != nil && run.Err() == nil {
+				e.report(fmt.Errorf("%s lane %d: %w", lane.ID().Kind, lane.ID().Index, err))
+			}
+		})
+	}
+	return nil
+}
+
+// report passes on the first failure; the others have the same cause.
+func (e *epoch) report(err error) {
+	select {
+	case e.lost <- err:
+	default:
+	}
+}
+
+// end closes the lanes of the epoch and waits for those who serve them. Caller
+// holds mu.
+func (l *lanes) end() {
+	e := l.now
+	if e == nil {
+		return
+	}
+	l.now = nil
+	e.cancel()
+	for _, lane := range e.lanes {
+		lane.Close()
+	}
+	e.served.Wait()
+	for _, lane := range e.lanes {
+		l.before.Add(lane.Stats().BytesSent)
+	}
+	if err := e.server.Close(); err != nil {
+		l.log.Error("page server", "err", err)
+	}
+}
+
+func (l *lanes) Lost() <-chan error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.now == nil {
+		return nil
+	}
+	return l.now.lost
+}
+
+func (l *lanes) BytesSent() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := l.before.Load()
+	if l.now != nil {
+		for _, lane := range l.now.lanes {
+			n += lane.Stats().BytesSent
+		}
+	}
+	return n
+}
+
+func (l *lanes) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.end()
+	if l.pool == nil {
+		return nil
+	}
+	err := l.pool.Close()
+	l.pool = nil
+	return err
+}

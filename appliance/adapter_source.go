@@ -1,0 +1,194 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/pageferry/pageferry/checkpoint"
+	"github.com/pageferry/pageferry/checkpoint/fds"
+	"github.com/pageferry/pageferry/checkpoint/image"
+	"github.com/pageferry/pageferry/checkpoint/inspect"
+	"github.com/pageferry/pageferry/migrate"
+	"github.com/pageferry/pageferry/page"
+	"github.com/pageferry/pageferry/proc"
+	"github.com/pageferry/pageferry/transport"
+)
+
+// native is the Engine that freezes and rebuilds by itself.
+type native struct{}
+
+// NewEngine returns the native engine.
+func NewEngine() Engine { return native{} }
+
+func (native) Inspect(pid int, opts SourceOptions) (Inspection, error) {
+	rep, err := look(pid, opts)
+	if err != nil {
+		return Inspection{}, err
+	}
+	return inspection(rep), nil
+}
+
+func (native) NewHost(opts HostOptions) (Host, error) { return newHost(opts) }
+
+func (native) NewSourceProcess(pid int, opts SourceOptions) (migrate.Process, migrate.Offer, error) {
+	rep, err := look(pid, opts)
+	if err != nil {
+		return nil, migrate.Offer{}, err
+	}
+	if rs := rep.Refusals(); len(rs) != 0 {
+		return nil, migrate.Offer{}, &migrate.Refusal{Reasons: rs}
+	}
+	s, err := checkpoint.Open(pid, sessionOptions(opts))
+	if err != nil {
+		return nil, migrate.Offer{}, err
+	}
+	o, err := offer(rep, opts)
+	if err != nil {
+		s.Close()
+		return nil, migrate.Offer{}, err
+	}
+	return &process{s: s, pid: pid, opts: opts, log: logger(opts.Logger)}, o, nil
+}
+
+func (native) AdoptSource(ctx context.Context, id transport.MigrationID, pid int, opts SourceOptions) (migrate.Process, error) {
+	s, err := checkpoint.Reattach(ctx, pid, sessionOptions(opts))
+	if err == nil && len(opts.Hint) > 0 && string(opts.Hint) != hint(s) {
+		s.Close()
+		err = checkpoint.ErrNoProcess // another one has its number by now
+	}
+	if err != nil {
+		return nil, gone(err)
+	}
+	return &process{s: s, pid: pid, opts: opts, log: logger(opts.Logger)}, nil
+}
+
+func logger(l *slog.Logger) *slog.Logger {
+	if l == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return l
+}
+
+func sessionOptions(opts SourceOptions) checkpoint.Options {
+	return checkpoint.Options{TCPClose: opts.TCP == "close", Log: opts.Logger}
+}
+
+// process is migrate.Process over a checkpoint session.
+type process struct {
+	s    *checkpoint.Session
+	pid  int
+	opts SourceOptions
+	log  *slog.Logger
+}
+
+func (p *process) Isolate(ctx context.Context) error { return gone(p.s.Isolate(ctx)) }
+
+func (p *process) Freeze(ctx context.Context) (migrate.State, error) {
+	if err := p.s.Freeze(ctx); err != nil {
+		return migrate.State{}, err
+	}
+	img, mem, err := p.s.Capture(ctx)
+	if err != nil {
+		return migrate.State{}, p.runOn(ctx, err)
+	}
+	b, err := image.Encode(img)
+	if err != nil {
+		return migrate.State{}, p.runOn(ctx, err)
+	}
+	st := migrate.State{Image: b}
+	for _, m := range mem {
+		st.Memory = append(st.Memory, migrate.Memory{Space: m.Space, Lazy: m.Lazy, Eager: m.Eager, Hot: m.Hot})
+	}
+	return st, nil
+}
+
+// runOn lets the process go on after a capture that failed with err.
+func (p *process) runOn(ctx context.Context, err error) error {
+	if terr := p.s.Thaw(context.WithoutCancel(ctx)); terr != nil {
+		return fmt.Errorf("%w; and process %d could not be let go: %v", err, p.pid, terr)
+	}
+	return err
+}
+
+// Hold is also asked of a process that runs, when a person resolved that it
+// must not: then it is frozen first, and nothing of its state is taken.
+func (p *process) Hold(ctx context.Context) error {
+	if p.s.Held() {
+		return nil
+	}
+	err := p.s.Hold(ctx)
+	if !errors.Is(err, checkpoint.ErrState) {
+		return gone(err)
+	}
+	if err := p.s.Isolate(ctx); err != nil {
+		return gone(err)
+	}
+	if err := p.s.Freeze(ctx); err != nil {
+		return gone(err)
+	}
+	return gone(p.s.Hold(ctx))
+}
+
+func (p *process) Held(context.Context) (bool, error) {
+	if err := p.s.Alive(); err != nil {
+		return false, gone(err)
+	}
+	return p.s.Held(), nil
+}
+
+func (p *process) Thaw(ctx context.Context) error { return gone(p.s.Thaw(ctx)) }
+func (p *process) Kill(ctx context.Context) error { return gone(p.s.Kill(ctx)) }
+func (p *process) Close() error                   { return p.s.Close() }
+
+// AtSwitch ends the copy's listeners and connections. Nobody will ever answer
+// there again, and their clients should learn it now rather than by a timeout.
+func (p *process) AtSwitch(context.Context) error {
+	_, err := fds.DestroyTCP(p.pid)
+	return err
+}
+
+// OnSourceExit does what the source's parent or unit is to see.
+func (p *process) OnSourceExit(ctx context.Context) error { return nil }
+
+// Describe names the process beyond the reuse of its number.
+func (p *process) Describe() []byte { return []byte(hint(p.s)) }
+
+func hint(s *checkpoint.Session) string { return fmt.Sprintf("start %d", s.StartTime()) }
+
+// gone tells migrate in its own words that a process does not exist any more.
+func gone(err error) error {
+	if errors.Is(err, proc.ErrGone) || errors.Is(err, checkpoint.ErrNoProcess) {
+		return fmt.Errorf("%w: %w", migrate.ErrGone, err)
+	}
+	return err
+}
+
+func (p *process) ReadPages(space page.Space, rs []page.Range, buf []byte) error {
+	return p.s.ReadPages(space, rs, buf)
+}
+
+// offer is what the destination must know, from an inspection.
+func offer(rep *inspect.Report, opts SourceOptions) (migrate.Offer, error) {
+	h, err := checkpoint.ThisHost()
+	if err != nil {
+		return migrate.Offer{}, err
+	}
+	mono, boot, err := checkpoint.Clocks(rep.PID)
+	if err != nil {
+		return migrate.Offer{}, err
+	}
+	mode := opts.Mode
+	if mode == "" {
+		mode = migrate.ModePostCopy
+	}
+	return migrate.Offer{
+		Mode: mode, HostPID: rep.PID, PID: rep.InnerPID, Comm: rep.Comm, Exe: rep.Exe,
+		Threads: len(rep.Threads), MemoryBytes: rep.MemoryBytes, UID: rep.UID,
+		PageSize: page.Size, XFeatures: h.XFeatures, XSize: h.XSize, Kernel: h.Kernel, Machine: h.Machine,
+		Listeners: rep.Listeners, Files: rep.Files, Directories: rep.Directories,
+		PIDNamespace: opts.PIDNamespace, PlainPages: opts.PlainPages, Lanes: opts.BulkLanes, Trap: opts.Trap,
+		Monotonic: mono, Boottime: boot, Addresses: opts.Addresses,
+	}, nil
+}

@@ -1,0 +1,109 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pageferry/pageferry/checkpoint/restore"
+	"github.com/pageferry/pageferry/internal/sys"
+	"github.com/pageferry/pageferry/page"
+)
+
+// RestoreOptions is how a process is made of a checkpoint.
+type RestoreOptions struct {
+	// PIDNamespace is "auto" (the default), "host" or "new"; see restore.Config.
+	PIDNamespace string
+	// ID names the process's cgroup; it must be unique on this host.
+	ID string
+	// Trap serves the memory of a lazy restore. Nil puts every page in place
+	// before the process runs.
+	Trap restore.Trap
+	Log  *slog.Logger // nil discards
+}
+
+// Restore makes a running process of c and returns its pid. On error nothing is
+// left of it.
+func Restore(ctx context.Context, c *Checkpoint, opt RestoreOptions) (pid int, err error) {
+	trap := opt.Trap
+	if trap == nil {
+		eager := &placer{c: c}
+		defer eager.close()
+		trap = eager
+	}
+	sk, err := restore.Prepare(ctx, restore.Config{
+		PIDNamespace: opt.PIDNamespace, ID: opt.ID, Log: opt.Log,
+		PID: c.Image.Processes[c.Image.Root].PID,
+	})
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, sk.Abort(context.WithoutCancel(ctx)))
+		}
+	}()
+	if err := sk.Rebuild(ctx, c.Image, c.Memory, trap); err != nil {
+		return 0, err
+	}
+	if p, ok := trap.(*placer); ok {
+		p.close() // every page is there: what is missing now is zero
+	}
+	if err := sk.Park(ctx); err != nil {
+		return 0, err
+	}
+	if err := sk.Release(ctx); err != nil {
+		return 0, err
+	}
+	return sk.PID(), nil
+}
+
+// placer is the trap of an eager restore: it fills the memory as soon as it is
+// registered, so nothing ever faults.
+type placer struct {
+	c     *Checkpoint
+	files []*os.File
+}
+
+func (p *placer) close() {
+	for _, f := range p.files {
+		f.Close()
+	}
+	p.files = nil
+}
+
+// WaitEager has nothing to wait for: Adopt filled everything.
+func (p *placer) WaitEager(context.Context) error { return nil }
+
+// Adopt fills every page of the space that the checkpoint has content for.
+func (p *placer) Adopt(_ context.Context, a restore.Adoption) error {
+	p.files = append(p.files, a.UFFD, a.Mem)
+	trapped := func(at Extent) bool { return a.Memory.Lazy.Contains(at.Start) }
+	return p.c.each(func(e Extent) bool { return e.Space == a.Space }, func(at Extent, data []byte) error {
+		if trapped(at) {
+			return place(a, at, data)
+		}
+		if _, err := a.Mem.WriteAt(data, int64(at.Start)); err != nil {
+			return fmt.Errorf("store: write %v of process %d: %w", at.Range, a.PID, err)
+		}
+		return nil
+	})
+}
+
+func place(a restore.Adoption, at Extent, data []byte) error {
+	for len(data) > 0 {
+		n, err := sys.UffdCopy(int(a.UFFD.Fd()), uint64(at.Start), data, 0)
+		if n > 0 {
+			data, at.Start = data[n:], at.Start+page.Addr(n)
+			continue
+		}
+		if err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("store: fill %v of process %d: %w", at.Range, a.PID, err)
+		}
+	}
+	return nil
+}
