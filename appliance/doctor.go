@@ -167,19 +167,22 @@ func checkFreezer() Finding {
 		"boot with systemd.unified_cgroup_hierarchy=1, or mount -t cgroup2 none /sys/fs/cgroup/unified")
 }
 
-// cgroup2Mount is where the v2 hierarchy is, "" for nowhere.
-func cgroup2Mount(mounts string) (string, error) {
+// cgroup2Mount is where the v2 hierarchy is, "" for nowhere. A mount that
+// another one hides is listed too, but is not what its path leads to.
+func cgroup2Mount(mounts string) (at string, err error) {
 	f, err := os.Open(mounts)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
 	for sc := bufio.NewScanner(f); sc.Scan(); {
-		if w := strings.Fields(sc.Text()); len(w) > 2 && w[2] == "cgroup2" {
-			return w[1], nil
+		w := strings.Fields(sc.Text())
+		var st unix.Statfs_t
+		if len(w) > 2 && w[2] == "cgroup2" && unix.Statfs(w[1], &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
+			at = w[1]
 		}
 	}
-	return "", nil
+	return at, nil
 }
 
 func checkPidfdGetfd() Finding {
