@@ -228,7 +228,7 @@ func (s *Session) awaitStop(ctx context.Context, t *thread) error {
 			if ws.StopSignal() != unix.SIGTRAP {
 				s.stopped = true
 			}
-			return nil
+			return keepCall(t.tid)
 		case 0:
 			sig = ws.StopSignal()
 		}
@@ -236,6 +236,23 @@ func (s *Session) awaitStop(ctx context.Context, t *thread) error {
 			return fmt.Errorf("deliver %v to thread %d: %w", unix.SignalName(sig), t.tid, err)
 		}
 	}
+}
+
+// keepCall marks a call that fails with EINTR whenever its thread is stopped, such
+// as epoll_wait, as one to be restarted: whatever happens to us from here on, the
+// program does not see it.
+func keepCall(tid int) error {
+	var r sys.Regs
+	err := sys.PtraceGetRegs(tid, &r)
+	if err == nil {
+		if how := inject.Interpret(r); how.Kernel != r {
+			err = sys.PtraceSetRegs(tid, &how.Kernel)
+		}
+	}
+	if err != nil && err != unix.ESRCH {
+		return fmt.Errorf("keep the call of thread %d: %w", tid, err)
+	}
+	return nil
 }
 
 // detachAll lets go of every thread. On the tracer's thread.
