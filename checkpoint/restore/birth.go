@@ -271,6 +271,9 @@ func (s *Skeleton) emancipate() error {
 // they had.
 func (s *Skeleton) makeThreads(p *image.Process) error {
 	s.tids = []int{s.target.pid}
+	if err := s.widenTable(p); err != nil {
+		return err
+	}
 	if len(p.Threads) == 1 {
 		return nil
 	}
@@ -287,6 +290,23 @@ func (s *Skeleton) makeThreads(p *image.Process) error {
 		err = fmt.Errorf("%d of %d threads", len(s.tids), len(p.Threads))
 	}
 	return err
+}
+
+// widenTable makes the descriptor table as large as it is going to be. Once
+// threads share it, every step of its growth waits for an RCU grace period,
+// which takes milliseconds.
+func (s *Skeleton) widenTable(p *image.Process) error {
+	most := uint64(helperFDs)
+	if n := len(p.FDs); n > 0 {
+		most = max(most, uint64(p.FDs[n-1].Num))
+	}
+	most += uint64(len(p.FDs)) + 64 // where helpers of the rebuild are
+	sc := newScript(s.target.t)
+	sc.onf("descriptor table of %d", most)
+	// Only an optimisation: a limit that is in the way shows when it matters.
+	sc.call(unix.SYS_DUP3, 0, most, unix.O_CLOEXEC).Optional()
+	sc.call(unix.SYS_CLOSE, most).Optional()
+	return sc.run(s.target.pid)
 }
 
 // relocate moves the stub area out of the way of what the process will have.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -72,6 +73,7 @@ func (r *rebuild) run(mem []image.Memory) error {
 	} else if len(mem) > 0 {
 		return &Error{Step: "check", PID: r.p.PID, Err: fmt.Errorf("%w: memory of %d spaces for one process", image.ErrFormat, len(mem))}
 	}
+	r.m = droppable(r.p, r.m)
 	for _, step := range []struct {
 		name string
 		do   func() error
@@ -91,7 +93,10 @@ func (r *rebuild) run(mem []image.Memory) error {
 			return &Error{Step: step.name, PID: r.p.PID, Err: err}
 		}
 		r.cfg.KillPoint("restore/" + step.name + "/before")
-		if err := step.do(); err != nil {
+		begin := time.Now()
+		err := step.do()
+		r.cfg.Log.Debug("rebuild", "step", step.name, "took", time.Since(begin))
+		if err != nil {
 			e := &Error{Step: step.name, PID: r.p.PID, Err: err}
 			if o, ok := err.(*object); ok {
 				e.Object, e.Err = o.name, o.err

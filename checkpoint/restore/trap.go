@@ -13,6 +13,26 @@ import (
 	"github.com/pageferry/pageferry/page"
 )
 
+// droppable takes out of m what lies in mappings that the kernel may empty at any
+// moment: no userfaultfd can trap those, and their programs are prepared to find
+// zeros (vgetrandom keeps its state in one).
+func droppable(p *image.Process, m *image.Memory) *image.Memory {
+	out := &image.Memory{Space: m.Space, Lazy: m.Lazy, Eager: m.Eager, Hot: m.Hot}
+	for i := range p.VMAs {
+		v := &p.VMAs[i]
+		if !v.Has("dp") {
+			continue
+		}
+		for _, s := range []*page.Set{&out.Lazy, &out.Eager, &out.Hot} {
+			if len(s.Intersect(v.Range)) > 0 {
+				*s = s.Clone()
+				s.Remove(v.Range)
+			}
+		}
+	}
+	return out
+}
+
 // planRegions says how the content of each mapping gets into it. A mapping with
 // no content to come is no region: it stays ordinary memory, that nobody traps.
 func planRegions(p *image.Process, m *image.Memory) ([]Region, error) {

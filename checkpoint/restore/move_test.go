@@ -1,0 +1,259 @@
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pageferry/pageferry/checkpoint"
+	"github.com/pageferry/pageferry/checkpoint/image"
+	"github.com/pageferry/pageferry/internal/sys"
+	"github.com/pageferry/pageferry/internal/testutil"
+	"github.com/pageferry/pageferry/page"
+)
+
+// snapshot is a frozen process taken away whole: image and content.
+type snapshot struct {
+	img     *image.Image
+	mem     []image.Memory
+	ranges  []page.Range // with content, lazy ones first
+	content [][]byte
+}
+
+// take captures a process, reads all its pages and ends it.
+func take(t *testing.T, ctx context.Context, p *testutil.Process) *snapshot {
+	t.Helper()
+	s, err := checkpoint.Open(p.Pid(), checkpoint.Options{TCPClose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.Freeze(ctx); err != nil {
+		t.Fatal(err)
+	}
+	img, mem, err := s.Capture(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What travels is the encoded form.
+	b, err := image.Encode(img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sn := &snapshot{mem: mem}
+	if sn.img, err = image.Decode(b); err != nil {
+		t.Fatal(err)
+	}
+	for _, set := range []*page.Set{&mem[0].Lazy, &mem[0].Eager} {
+		for _, r := range set.Ranges() {
+			b := make([]byte, r.Bytes())
+			if err := s.ReadPages(0, []page.Range{r}, b); err != nil {
+				t.Fatal(err)
+			}
+			sn.ranges, sn.content = append(sn.ranges, r), append(sn.content, b)
+		}
+	}
+	if err := s.Kill(ctx); err != nil {
+		t.Fatal(err)
+	}
+	p.Kill()
+	// Its number is free when it was reaped, by whoever that falls to.
+	testutil.Eventually(t, limit, func() error {
+		if err := unix.Kill(p.Pid(), 0); err != unix.ESRCH {
+			return fmt.Errorf("pid %d is still there: %v", p.Pid(), err)
+		}
+		return nil
+	})
+	return sn
+}
+
+// server is a Trap that serves a snapshot: eager pages at once, the others on
+// demand and, from Fill on, all the rest.
+type server struct {
+	sn *snapshot
+
+	uffd *os.File
+	fill chan struct{}
+	done chan error // closed when every page is there
+
+	mu     sync.Mutex
+	gone   page.Set // given up by the process
+	faults int
+}
+
+func serve(sn *snapshot) *server {
+	return &server{sn: sn, fill: make(chan struct{}), done: make(chan error, 1)}
+}
+
+func (s *server) Adopt(_ context.Context, a Adoption) error {
+	defer a.Mem.Close()
+	for i, r := range s.sn.ranges {
+		if !a.Memory.Eager.Contains(r.Start) {
+			continue
+		}
+		if _, err := a.Mem.WriteAt(s.sn.content[i], int64(r.Start)); err != nil {
+			return fmt.Errorf("eager pages %v: %w", r, err)
+		}
+	}
+	if a.UFFD == nil {
+		close(s.done)
+		return nil
+	}
+	s.uffd = a.UFFD
+	go s.run(int(a.UFFD.Fd()))
+	return nil
+}
+
+func (s *server) WaitEager(context.Context) error { return nil }
+
+// run answers faults and events, and fills in between.
+func (s *server) run(fd int) {
+	defer close(s.done)
+	defer s.uffd.Close()
+	buf := make([]byte, 64*sys.UffdMsgSize)
+	fill := false
+	next, at := 0, page.Addr(0)
+	for {
+		timeout := 50
+		select {
+		case <-s.fill:
+			fill = true
+		default:
+		}
+		if fill {
+			timeout = 0
+		}
+		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, timeout); err != nil && err != unix.EINTR {
+			s.done <- err
+			return
+		}
+		n, err := unix.Read(fd, buf)
+		if err != nil && err != unix.EAGAIN && err != unix.EINTR {
+			return // the process is gone
+		}
+		for _, m := range sys.DecodeUffdMsgs(buf[:max(n, 0)], nil) {
+			if err := s.event(fd, m); err != nil {
+				s.done <- err
+				return
+			}
+		}
+		if !fill {
+			continue
+		}
+		if next == len(s.sn.ranges) {
+			return
+		}
+		r := s.sn.ranges[next]
+		if !s.sn.mem[0].Lazy.Contains(r.Start) || at >= r.End {
+			next, at = next+1, 0
+			continue
+		}
+		at = max(at, r.Start)
+		if err := s.place(fd, page.PageOf(at)); err != nil {
+			s.done <- err
+			return
+		}
+		at += page.Size
+	}
+}
+
+func (s *server) event(fd int, m sys.UffdMsg) error {
+	switch m.Event {
+	case sys.UffdEventPagefault:
+		s.mu.Lock()
+		s.faults++
+		s.mu.Unlock()
+		r := page.PageOf(page.Addr(m.Addr))
+		if err := s.place(fd, r); err != nil {
+			return err
+		}
+		return sys.UffdWake(fd, uint64(r.Start), page.Size)
+	case sys.UffdEventRemove, sys.UffdEventUnmap:
+		s.gone.Add(page.Range{Start: page.Addr(m.Start), End: page.Addr(m.End)})
+	case sys.UffdEventRemap:
+		return errors.New("the test's trap does not do remap")
+	case sys.UffdEventFork:
+		unix.Close(m.ForkFD)
+	}
+	return nil
+}
+
+// place puts one page in place, zeros where there is no content.
+func (s *server) place(fd int, r page.Range) error {
+	for i, c := range s.sn.ranges {
+		if !c.Contains(r.Start) || s.gone.Contains(r.Start) || !s.sn.mem[0].Lazy.Contains(r.Start) {
+			continue
+		}
+		_, err := sys.UffdCopy(fd, uint64(r.Start), s.sn.content[i][r.Start-c.Start:][:page.Size], 0)
+		return settled(err)
+	}
+	_, err := sys.UffdZeropage(fd, uint64(r.Start), page.Size, 0)
+	return settled(err)
+}
+
+// settled lets pass what means that the page is there, or will fault again.
+func settled(err error) error {
+	switch err {
+	case unix.EEXIST, unix.EAGAIN, unix.ENOENT, unix.ESRCH, unix.EINVAL:
+		return nil
+	}
+	return err
+}
+
+// Resident waits until every page is there.
+func (s *server) resident(t *testing.T) {
+	t.Helper()
+	close(s.fill)
+	select {
+	case err := <-s.done:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-time.After(limit):
+		t.Fatal("the pages do not come to an end")
+	}
+}
+
+// move takes a program away and makes it anew. It returns the trap, which still
+// has every lazy page that the program did not ask for.
+func move(t *testing.T, ctx context.Context, p *testutil.Process, adapt func(*Config)) *server {
+	t.Helper()
+	cfg := config(t)
+	cfg.PIDNamespace = NamespaceHost
+	if adapt != nil {
+		adapt(&cfg)
+	}
+	sn := take(t, ctx, p)
+	trap := serve(sn)
+	steps := map[string]time.Time{}
+	cfg.KillPoint = func(name string) { steps[name] = time.Now() }
+	s, err := Prepare(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	if err := s.Rebuild(ctx, sn.img, sn.mem, trap); err != nil {
+		t.Fatal(err)
+	}
+	whole := time.Since(begin)
+	if err := s.Park(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Release(ctx); err != nil {
+		t.Fatal(err)
+	}
+	p.Moved(s.PID())
+	t.Cleanup(p.Kill) // before its cgroup is removed
+	t.Logf("%d threads, %d mappings, %d descriptors, %d KiB: rebuilt in %v, running after %v", len(sn.img.Processes[0].Threads),
+		len(sn.img.Processes[0].VMAs), len(sn.img.Processes[0].FDs), (sn.mem[0].Lazy.Bytes()+sn.mem[0].Eager.Bytes())>>10, whole, time.Since(begin))
+	for _, step := range []string{"check", "threads", "layout", "mappings", "trap", "descriptors", "process", "thread state", "memory", "registers"} {
+		t.Logf("  %-13s %v", step, steps["restore/"+step+"/after"].Sub(steps["restore/"+step+"/before"]))
+	}
+	return trap
+}
