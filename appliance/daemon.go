@@ -331,7 +331,11 @@ func (d *Daemon) end(m *migration, outcome Outcome, err error) {
 		d.log.Error("keeping the report", "migration", m.id, "err", serr)
 	}
 	rep, _ := m.snapshot()
-	d.log.Info("finished", "migration", m.id, "role", m.role, "pid", rep.SourcePID, "outcome", outcome, "reason", rep.Reason)
+	pid := rep.SourcePID
+	if m.role == RoleDestination {
+		pid = rep.DestPID
+	}
+	d.log.Info("finished", "migration", m.id, "role", m.role, "pid", pid, "outcome", outcome, "reason", rep.Reason)
 }
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

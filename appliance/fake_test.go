@@ -192,12 +192,14 @@ func (a *fakeArrival) Rebuild(ctx context.Context, _ migrate.State, all bool) er
 	}
 	return a.e.step(ctx, "rebuild")
 }
-func (a *fakeArrival) Release(ctx context.Context) (int, error) { return 4711, a.e.step(ctx, "release") }
-func (a *fakeArrival) Fetch(ctx context.Context) error          { return a.e.step(ctx, "fetch") }
-func (a *fakeArrival) Resident(ctx context.Context) error       { return a.e.step(ctx, "resident") }
-func (a *fakeArrival) Finish(ctx context.Context) error         { return a.e.step(ctx, "finish") }
-func (a *fakeArrival) Abort(ctx context.Context) error          { return a.e.step(ctx, "abort") }
-func (a *fakeArrival) Close() error                             { return nil }
+func (a *fakeArrival) Release(ctx context.Context) (int, error) {
+	return 4711, a.e.step(ctx, "release")
+}
+func (a *fakeArrival) Fetch(ctx context.Context) error    { return a.e.step(ctx, "fetch") }
+func (a *fakeArrival) Resident(ctx context.Context) error { return a.e.step(ctx, "resident") }
+func (a *fakeArrival) Finish(ctx context.Context) error   { return a.e.step(ctx, "finish") }
+func (a *fakeArrival) Abort(ctx context.Context) error    { return a.e.step(ctx, "abort") }
+func (a *fakeArrival) Close() error                       { return nil }
 func (a *fakeArrival) NewEpoch(context.Context) (uint32, []byte, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

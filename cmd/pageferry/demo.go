@@ -43,7 +43,7 @@ and back. Everything is removed at the end, also after Ctrl-C.`,
 				}
 			}
 			res, err := demo.Run(ctx, cfg)
-			if res != nil {
+			if res != nil && (a.json || len(res.Hops) > 0) {
 				if a.json {
 					a.printJSON(res)
 				} else {

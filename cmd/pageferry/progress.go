@@ -96,6 +96,9 @@ func (p *barProgress) update(r appliance.Report) {
 		p.bar = p.group.AddBar(0, mpb.BarRemoveOnComplete(),
 			mpb.PrependDecorators(decor.Any(func(decor.Statistics) string { return *p.text.Load() })),
 			mpb.AppendDecorators(decor.Any(func(s decor.Statistics) string {
+				if s.Total == 0 {
+					return ""
+				}
 				return fmt.Sprintf("%d pages left", max(0, s.Total-s.Current))
 			})))
 	}

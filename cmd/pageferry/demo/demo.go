@@ -77,7 +77,14 @@ func Run(ctx context.Context, cfg Config) (_ *Result, err error) {
 		return nil, errors.New("redis-server is not installed: apt install redis-server")
 	}
 	s := &stage{cfg: cfg}
-	defer func() { err = errors.Join(err, s.close()) }()
+	defer func() {
+		// What is left behind is said by itself: an interrupted demo's own
+		// error is not worth a word.
+		if cerr := s.close(); cerr != nil {
+			s.say("not everything could be removed: %v", cerr)
+			err = errors.Join(err, cerr)
+		}
+	}()
 	if err := s.build(ctx); err != nil {
 		return nil, err
 	}
@@ -156,6 +163,9 @@ func (s *stage) startDaemon(ctx context.Context, h *lab.Host) error {
 			text += "page_lanes: plain\n"
 		}
 	}
+	if s.cfg.Verbose {
+		text += "log_level: debug\n"
+	}
 	if err := os.WriteFile(filepath.Join(dir, "config.yaml"), []byte(text), 0o600); err != nil {
 		return err
 	}
@@ -212,6 +222,11 @@ func (s *stage) load(ctx context.Context, redis string) error {
 		"--enable-debug-command", "yes")
 	if major(redis) < 7 {
 		cmd.Args = cmd.Args[:len(cmd.Args)-2] // older ones have no such option, and need none
+	}
+	// A long-running host is far past the pids of its daemon's threads; a fresh
+	// one is not, and redis would share a number with one of those over there.
+	if _, err := home.Run(ctx, "sh", "-c", "echo 4999 > /proc/sys/kernel/ns_last_pid"); err != nil {
+		return err
 	}
 	// As a service manager starts it: nothing of this terminal, its own session.
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
