@@ -258,7 +258,9 @@ func keepCall(tid int) error {
 // detachAll lets go of every thread. On the tracer's thread.
 func (s *Session) detachAll() error {
 	var errs []error
-	for _, t := range s.threads {
+	// The main thread last: when the process was killed, its end is not told
+	// before the others' has been taken note of.
+	for _, t := range slices.Backward(s.threads) {
 		if t.tid == 0 {
 			continue
 		}
