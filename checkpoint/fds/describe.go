@@ -285,6 +285,11 @@ func (e *examiner) describePath(f *file) error {
 	if f.st.Nlink == 0 && !same || deleted && !same {
 		return e.describeDeleted(f)
 	}
+	var fs unix.Statfs_t
+	if !same && unix.Statfs(fmt.Sprintf("/proc/%d/fd/%d", e.pid, f.nums[0]), &fs) == nil && fs.Type == mqueueMagic {
+		f.refuse("a POSIX message queue")
+		return nil
+	}
 	switch {
 	case same:
 	case err == nil:
@@ -296,6 +301,9 @@ func (e *examiner) describePath(f *file) error {
 	}
 	return nil
 }
+
+// mqueueMagic is MQUEUE_MAGIC of ipc/mqueue.c.
+const mqueueMagic = 0x19800202
 
 // procPath splits "/proc/PID/rest".
 func procPath(path string) (pid int, rest string, ok bool) {

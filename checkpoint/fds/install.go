@@ -24,16 +24,7 @@ func (p *plan) install(m *maker) error {
 		helper[i] = uint64(p.base + k)
 		b.Call(unix.SYS_DUP3, uint64(arrived[k]), helper[i], unix.O_CLOEXEC)
 	}
-	// Registrations under a number that names another file now, or none.
-	for _, i := range p.files {
-		for _, it := range p.r.Image.Files[i].Epoll {
-			if f, ok := p.wanted[it.FD]; ok && f == it.File {
-				continue
-			}
-			b.Call(unix.SYS_DUP3, helper[it.File], uint64(it.FD), unix.O_CLOEXEC)
-			register(b, helper[i], it)
-		}
-	}
+	p.registerOld(b, helper)
 	for _, d := range p.r.Process.FDs {
 		var flags uint64
 		if d.CloseOnExec {
@@ -60,6 +51,28 @@ func (p *plan) install(m *maker) error {
 		return p.explain(m, err)
 	}
 	return p.check(arrived, outs)
+}
+
+// registerOld makes the registrations under a number that names another file
+// now, or none: the number is lent for the moment.
+func (p *plan) registerOld(b *inject.Batch, helper map[int]uint64) {
+	aside := make(map[int]uint64) // kept descriptors that are in the way
+	for _, i := range p.files {
+		for _, it := range p.r.Image.Files[i].Epoll {
+			if f, ok := p.wanted[it.FD]; ok && f == it.File {
+				continue
+			}
+			if _, moved := aside[it.FD]; !moved && slices.Contains(p.r.Keep, it.FD) {
+				aside[it.FD] = uint64(p.top + len(aside))
+				b.Call(unix.SYS_DUP3, uint64(it.FD), aside[it.FD], unix.O_CLOEXEC)
+			}
+			b.Call(unix.SYS_DUP3, helper[it.File], uint64(it.FD), unix.O_CLOEXEC)
+			register(b, helper[i], it)
+		}
+	}
+	for k, at := range aside {
+		b.Call(unix.SYS_DUP3, at, uint64(k), unix.O_CLOEXEC)
+	}
 }
 
 // receive adds the calls that take the descriptors in. They arrive at the lowest

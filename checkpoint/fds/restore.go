@@ -61,7 +61,7 @@ func Restore(ctx context.Context, r *RestoreContext) (err error) {
 	if err != nil {
 		return err
 	}
-	undo, err := raiseLimit(r.PID, p.top+len(p.files)+64)
+	undo, err := raiseLimit(r.PID, p.top+len(p.files)+len(r.Keep)+64)
 	if err != nil {
 		return err
 	}
