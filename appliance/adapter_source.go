@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/pageferry/pageferry/checkpoint"
 	"github.com/pageferry/pageferry/checkpoint/fds"
@@ -86,13 +87,16 @@ type process struct {
 func (p *process) Isolate(ctx context.Context) error { return gone(p.s.Isolate(ctx)) }
 
 func (p *process) Freeze(ctx context.Context) (migrate.State, error) {
+	begin := time.Now()
 	if err := p.s.Freeze(ctx); err != nil {
-		return migrate.State{}, err
+		return migrate.State{}, gone(err)
 	}
+	frozen := time.Now()
 	img, mem, err := p.s.Capture(ctx)
 	if err != nil {
-		return migrate.State{}, p.runOn(ctx, err)
+		return migrate.State{}, p.runOn(ctx, gone(err))
 	}
+	captured := time.Now()
 	b, err := image.Encode(img)
 	if err != nil {
 		return migrate.State{}, p.runOn(ctx, err)
@@ -101,6 +105,8 @@ func (p *process) Freeze(ctx context.Context) (migrate.State, error) {
 	for _, m := range mem {
 		st.Memory = append(st.Memory, migrate.Memory{Space: m.Space, Lazy: m.Lazy, Eager: m.Eager, Hot: m.Hot})
 	}
+	p.log.Debug("frozen and captured", "pid", p.pid, "freeze", frozen.Sub(begin), "capture", captured.Sub(frozen),
+		"encode", time.Since(captured), "image_bytes", len(b))
 	return st, nil
 }
 

@@ -1,0 +1,275 @@
+package appliance
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/pageferry/pageferry/appliance/pager"
+	"github.com/pageferry/pageferry/checkpoint/image"
+	"github.com/pageferry/pageferry/checkpoint/restore"
+	"github.com/pageferry/pageferry/migrate"
+	"github.com/pageferry/pageferry/transport"
+)
+
+// arrivalRecord is what a restarted daemon must know of an arrival. It lies in
+// the arrival's run directory, which does not survive a reboot, as the process
+// itself does not.
+type arrivalRecord struct {
+	Epoch      uint32 `json:"epoch"`
+	PlainPages bool   `json:"plain_pages"`
+	Lanes      int    `json:"lanes"`
+	// Resident: every page has arrived and the pager was told to end.
+	Resident bool `json:"resident"`
+}
+
+// arrival is one migration on its way in. The daemon's goroutines share it.
+type arrival struct {
+	id   transport.MigrationID
+	host *host
+	dir  string // run directory: the pager's socket, the record
+	log  *slog.Logger
+
+	skeleton *restore.Skeleton
+
+	mu     sync.Mutex
+	pager  *pager.Client
+	record arrivalRecord
+	key    []byte
+	stats  pager.Stats // the last that was seen
+	done   bool        // resident and finished, or aborted
+}
+
+func newLaneKey() []byte {
+	k := make([]byte, 32)
+	rand.Read(k) // never fails
+	return k
+}
+
+func (a *arrival) pagerConfig() pager.Config {
+	c := pager.Config{
+		Command: a.host.opts.Pager, ID: a.id, Dir: a.dir,
+		Window: int(a.host.opts.WindowBytes), BulkLanes: a.record.Lanes,
+	}
+	if t := a.host.opts.TLS; t != nil && !a.record.PlainPages {
+		c.TLS = &pager.TLS{CA: t.CA, Cert: t.Cert, Key: t.Key}
+	}
+	return c
+}
+
+// saveRecord replaces the record. Caller holds a.mu or is alone.
+func (a *arrival) saveRecord() error {
+	b, err := json.Marshal(a.record)
+	if err != nil {
+		return err
+	}
+	tmp := filepath.Join(a.dir, ".arrival.json")
+	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, filepath.Join(a.dir, "arrival.json"))
+}
+
+// reachPager connects to the living pager, or makes a new one in the place of a
+// dead one.
+func (a *arrival) reachPager(ctx context.Context) error {
+	p, err := pager.Connect(ctx, a.pagerConfig())
+	if errors.Is(err, pager.ErrNoPager) {
+		p, err = pager.Takeover(ctx, a.pagerConfig(), 0)
+	}
+	if err != nil {
+		return fmt.Errorf("pager: %w", err)
+	}
+	a.mu.Lock()
+	a.pager = p
+	a.mu.Unlock()
+	go a.watch(p)
+	return nil
+}
+
+func (a *arrival) LaneKey() []byte {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.key
+}
+
+func (a *arrival) Rebuild(ctx context.Context, st migrate.State, all bool) error {
+	begin := time.Now()
+	img, err := image.Decode(st.Image)
+	if err != nil {
+		return err
+	}
+	mem := make([]image.Memory, len(st.Memory))
+	for i, m := range st.Memory {
+		mem[i] = image.Memory{Space: m.Space, Lazy: m.Lazy, Eager: m.Eager, Hot: m.Hot}
+	}
+	decoded := time.Now()
+	if err := a.skeleton.Rebuild(ctx, img, mem, a); err != nil {
+		return err
+	}
+	rebuilt := time.Now()
+	if all {
+		if err := a.Fetch(ctx); err != nil {
+			return err
+		}
+		if err := a.retry(ctx, func(p *pager.Client) error { return p.WaitResident(ctx) }); err != nil {
+			return err
+		}
+	}
+	filled := time.Now()
+	err = a.skeleton.Park(ctx)
+	a.log.Debug("rebuilt", "decode", decoded.Sub(begin), "rebuild", rebuilt.Sub(decoded), "pages", filled.Sub(rebuilt),
+		"park", time.Since(filled))
+	return err
+}
+
+// Adopt and WaitEager make an arrival the trap of its skeleton.
+func (a *arrival) Adopt(ctx context.Context, ad restore.Adoption) error {
+	defer ad.UFFD.Close()
+	defer ad.Mem.Close()
+	pa := pager.Adoption{
+		Space: ad.Space, PID: ad.PID, UFFD: ad.UFFD, Mem: ad.Mem,
+		Lazy: ad.Memory.Lazy, Eager: ad.Memory.Eager, Hot: ad.Memory.Hot,
+	}
+	for _, r := range ad.Regions {
+		kind := pager.Trapped
+		if r.Kind == restore.RegionWrite {
+			kind = pager.Written
+		}
+		pa.Regions = append(pa.Regions, pager.Region{Range: r.Range, Kind: kind, Shared: r.Shared})
+	}
+	begin := time.Now()
+	p := a.current()
+	if err := p.Adopt(ctx, pa); err != nil {
+		return err
+	}
+	a.log.Debug("memory adopted", "regions", len(pa.Regions), "took", time.Since(begin))
+	return p.Fetch(ctx)
+}
+
+func (a *arrival) WaitEager(ctx context.Context) error {
+	begin := time.Now()
+	defer func() { a.log.Debug("eager pages in place", "waited", time.Since(begin)) }()
+	return a.retry(ctx, func(p *pager.Client) error { return p.WaitEager(ctx) })
+}
+
+func (a *arrival) Release(ctx context.Context) (int, error) {
+	if err := a.skeleton.Release(ctx); err != nil {
+		return 0, err
+	}
+	return a.skeleton.PID(), nil
+}
+
+func (a *arrival) Fetch(ctx context.Context) error {
+	return a.retry(ctx, func(p *pager.Client) error { return p.Fetch(ctx) })
+}
+
+func (a *arrival) Resident(ctx context.Context) error {
+	p := a.current()
+	if p == nil { // an earlier daemon saw to it
+		return nil
+	}
+	if err := a.retry(ctx, func(p *pager.Client) error { return p.WaitResident(ctx) }); err != nil {
+		return err
+	}
+	p = a.current()
+	st, serr := p.Stats(ctx)
+	a.mu.Lock()
+	if serr == nil {
+		a.stats = st
+	}
+	a.record.Resident, a.done = true, true
+	err := a.saveRecord()
+	a.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if err := p.Finish(ctx); err != nil && !errors.Is(err, pager.ErrGone) {
+		return err
+	}
+	return nil
+}
+
+// Finish removes what Adopt would find.
+func (a *arrival) Finish(context.Context) error {
+	a.host.forget(a.id)
+	return os.RemoveAll(a.dir)
+}
+
+func (a *arrival) Abort(ctx context.Context) error {
+	a.mu.Lock()
+	a.done = true
+	p := a.pager
+	a.mu.Unlock()
+	a.host.forget(a.id)
+	var err error
+	// First the process: without its pager it would read zeros.
+	if a.skeleton != nil {
+		if err = a.skeleton.Abort(ctx); err != nil {
+			return err
+		}
+	}
+	if p != nil {
+		err = p.Abort(ctx)
+	}
+	return errors.Join(err, os.RemoveAll(a.dir))
+}
+
+func (a *arrival) NewEpoch(ctx context.Context) (uint32, []byte, error) {
+	a.mu.Lock()
+	a.record.Epoch++
+	epoch := a.record.Epoch
+	a.key = newLaneKey()
+	key := a.key
+	err := a.saveRecord()
+	a.mu.Unlock()
+	if err != nil {
+		return 0, nil, err
+	}
+	return epoch, key, a.retry(ctx, func(p *pager.Client) error { return p.NewEpoch(ctx, epoch) })
+}
+
+func (a *arrival) Stats() migrate.ArrivalStats {
+	a.mu.Lock()
+	p, st := a.pager, a.stats
+	done := a.done
+	a.mu.Unlock()
+	if p != nil && !done {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if fresh, err := p.Stats(ctx); err == nil {
+			st = fresh
+		}
+	}
+	us := func(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
+	return migrate.ArrivalStats{
+		PagesTotal: st.PagesTotal, PagesResident: st.PagesResident, PagesZero: st.PagesZero,
+		PagesFaulted: st.PagesFaulted, PagesDouble: st.PagesDouble, BytesWire: st.BytesWire,
+		FaultP50us: us(st.FaultP50), FaultP99us: us(st.FaultP99), FaultMaxus: us(st.FaultMax),
+	}
+}
+
+func (a *arrival) Close() error {
+	a.host.forget(a.id)
+	return a.letGo()
+}
+
+// letGo closes handles; process and pager stay.
+func (a *arrival) letGo() error {
+	a.mu.Lock()
+	a.done = true
+	p := a.pager
+	a.mu.Unlock()
+	var err error
+	if p != nil {
+		err = p.Close()
+	}
+	return err
+}
