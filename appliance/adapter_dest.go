@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/pageferry/pageferry/appliance/pager"
+	"github.com/pageferry/pageferry/checkpoint/inject"
 	"github.com/pageferry/pageferry/checkpoint/restore"
 	"github.com/pageferry/pageferry/migrate"
 	"github.com/pageferry/pageferry/transport"
@@ -22,6 +23,7 @@ import (
 type host struct {
 	opts HostOptions
 	log  *slog.Logger
+	kill func(string) // see EnvKillPoints
 
 	mu       sync.Mutex
 	arrivals map[transport.MigrationID]*arrival
@@ -32,7 +34,11 @@ func newHost(opts HostOptions) (*host, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &host{opts: opts, log: log, arrivals: map[transport.MigrationID]*arrival{}}, nil
+	h := &host{opts: opts, log: log, kill: killPoint(), arrivals: map[transport.MigrationID]*arrival{}}
+	if h.kill != nil {
+		inject.KillPoint = func(p string) { h.kill("inject/" + p) }
+	}
+	return h, nil
 }
 
 func (h *host) dir(id transport.MigrationID) string {
@@ -62,7 +68,7 @@ func (h *host) Prepare(ctx context.Context, peer transport.Peer, id transport.Mi
 	}
 	a.skeleton, err = restore.Prepare(ctx, restore.Config{
 		ID: id.String(), PIDNamespace: o.PIDNamespace, PID: o.PID,
-		Monotonic: o.Monotonic, Boottime: o.Boottime, Addresses: o.Addresses, Log: a.log,
+		Monotonic: o.Monotonic, Boottime: o.Boottime, Addresses: o.Addresses, Log: a.log, KillPoint: h.kill,
 	})
 	if err != nil {
 		return nil, err
@@ -94,7 +100,7 @@ func (h *host) Adopt(ctx context.Context, id transport.MigrationID) (migrate.Arr
 	if err != nil {
 		return nil, fmt.Errorf("arrival %s: %w", id, err)
 	}
-	a.skeleton, err = restore.Reattach(ctx, restore.Config{ID: id.String(), Log: a.log})
+	a.skeleton, err = restore.Reattach(ctx, restore.Config{ID: id.String(), Log: a.log, KillPoint: h.kill})
 	if errors.Is(err, restore.ErrNoSkeleton) {
 		// Without a process nobody needs the pager and what is in the directory.
 		if p, perr := pager.Connect(ctx, a.pagerConfig()); perr == nil {

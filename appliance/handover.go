@@ -27,6 +27,7 @@ type handover struct {
 	dest     *migrate.Destination
 	hello    migrate.Hello
 	gate     *gate
+	kill     func(string) // see EnvKillPoints
 
 	mu       sync.Mutex
 	arriving map[transport.MigrationID]*migration
@@ -62,9 +63,10 @@ func (h *handover) open(ctx context.Context) (err error) {
 	h.hello = migrate.Hello{Host: c.Name, PageSize: page.Size, XFeatures: facts.XFeatures, XSize: facts.XSize,
 		Kernel: facts.Kernel, Machine: facts.Machine}
 	h.arriving = map[transport.MigrationID]*migration{}
+	h.kill = killPoint()
 	h.gate = newGate(h.host, newAdmission(facts, c))
 	h.dest, err = migrate.NewDestination(migrate.DestinationConfig{
-		Host: h.gate, Journals: h.journals, Hello: h.hello, Log: d.log, OnProgress: h.progress,
+		Host: h.gate, Journals: h.journals, Hello: h.hello, Log: d.log, OnProgress: h.progress, KillPoint: h.kill,
 	})
 	if err != nil {
 		return fmt.Errorf("daemon: %w", err)
@@ -157,7 +159,7 @@ func (h *handover) source(m *migration, to string, p migrate.Process, o migrate.
 
 func (h *handover) config(id transport.MigrationID, to string, p migrate.Process, o migrate.Offer) migrate.SourceConfig {
 	return migrate.SourceConfig{
-		ID: id, Process: p, Journals: h.journals, Address: to, Hello: h.hello, Offer: o, Log: h.d.log,
+		ID: id, Process: p, Journals: h.journals, Address: to, Hello: h.hello, Offer: o, Log: h.d.log, KillPoint: h.kill,
 		Dial: func(ctx context.Context) (transport.Lane, transport.Peer, error) {
 			return h.net.dial(ctx, to)
 		},
