@@ -38,6 +38,7 @@ type arriving struct {
 	journal Journal
 	rec     Record
 	pid     int
+	behind  bool               // an earlier daemon's, and takeUp has not worked yet
 	awaited context.CancelFunc // of the goroutine that waits for residency
 	waiter  chan struct{}      // closed when it has ended
 }
@@ -244,20 +245,28 @@ func (a *arriving) abort(ctx context.Context, reason string, sure bool) error {
 		}
 		a.setArrival(nil)
 	}
-	a.forget()
-	return nil
+	return a.forget(DestAborted)
 }
 
-// forget ends the journal. Caller has the turn.
-func (a *arriving) forget() {
+// forget ends the journal, or at least makes it say that it may be removed by
+// the next start. Caller has the turn.
+func (a *arriving) forget(final DestState) error {
 	if a.journal != nil {
 		if err := a.between("journal/remove", a.journal.Remove); err != nil {
-			a.log.Warn("journal not removed; the next start does", "err", err)
-			_ = a.journal.Close()
+			a.log.Warn("journal not removed yet", "err", err)
+			r := a.rec
+			r.State, r.Time = final.String(), time.Now()
+			if aerr := a.journal.Append(r); aerr != nil {
+				return fmt.Errorf("migration %v: journal: %w", a.id, errors.Join(err, aerr))
+			}
+			if err := a.journal.Close(); err != nil {
+				a.log.Warn("journal not closed", "err", err)
+			}
 		}
 		a.journal = nil
 	}
 	a.d.drop(a)
+	return nil
 }
 
 // letGo closes handles at the end of the daemon.

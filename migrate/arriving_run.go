@@ -133,7 +133,10 @@ func (a *arriving) converse(ctx context.Context, c *control) error {
 			}
 		case <-changed:
 		case <-tick.C:
-			if now := a.refresh(); now != last && st == DestRunning {
+			if st != DestRunning {
+				break // nothing may stand in the way of a COMMIT
+			}
+			if now := a.refresh(); now != last {
 				last = now
 				a.tell("")
 				if err := c.send(progressMsg{Stats: now.onAir()}); err != nil {
@@ -371,9 +374,9 @@ func (a *arriving) settle(ctx context.Context) error {
 		}
 		a.setArrival(nil)
 	}
-	if err := a.enter(DestDone, ""); err != nil {
+	// Only then is the source told: it will never ask again.
+	if err := a.forget(DestDone); err != nil {
 		return err
 	}
-	a.forget()
-	return nil
+	return a.enter(DestDone, "")
 }

@@ -205,6 +205,7 @@ func (d *Destination) serveOffer(ctx context.Context, c *control, m *offerMsg) e
 	a.setConn(c)
 	if err := a.prepare(ctx, c, m.Offer); err != nil {
 		d.drop(a)
+		err = errors.Join(err, a.letGo())
 		a.give()
 		return d.refuse(c, err)
 	}
@@ -284,5 +285,5 @@ func (d *Destination) knowsNothing(m *resumeMsg) error {
 	if m.Intent == intentDone || rec.State == DestAborted.String() {
 		return nil
 	}
-	return errors.New("what an earlier daemon left is not taken up yet")
+	return errBehind
 }

@@ -18,8 +18,8 @@ func (a *arriving) resume(ctx context.Context, c *control, m *resumeMsg) (resume
 	}
 	defer a.give()
 	st := a.State()
-	if a.theArrival() == nil && st.needsArrival() {
-		return resumeAckMsg{}, errors.New("what an earlier daemon left is not taken up yet")
+	if a.behind {
+		return resumeAckMsg{}, errBehind
 	}
 	early := st == DestPrepared || st == DestReady
 	switch m.Intent {
@@ -96,13 +96,8 @@ func (a *arriving) sourceDone(ctx context.Context, resolved bool) error {
 	}
 }
 
-func (s DestState) needsArrival() bool {
-	switch s {
-	case DestPrepared, DestReady, DestCommitted, DestRunning, DestAborted:
-		return true
-	}
-	return false
-}
+// errBehind: takeUp has not worked yet.
+var errBehind = errors.New("migrate: what an earlier daemon left is not taken up yet")
 
 // Recover takes up all that an earlier daemon left in the journal. What was not
 // ready is aborted, what was is kept frozen until its source is heard, what was
@@ -128,7 +123,7 @@ func (d *Destination) recoverOne(ctx context.Context, rec Record) error {
 		return err
 	}
 	a := newArriving(d, rec.Migration)
-	a.rec, a.state, a.pid = rec, st, rec.DestPID
+	a.rec, a.state, a.pid, a.behind = rec, st, rec.DestPID, true
 	a.peerName, a.peerInc = rec.PeerName, rec.PeerIncarnation
 	a.progress.State, a.progress.Started, a.progress.Comm = rec.State, rec.Started, rec.Comm
 	a.progress.Peer, a.progress.PID, a.progress.Reason = rec.PeerName, rec.DestPID, rec.Reason
@@ -158,11 +153,16 @@ func (d *Destination) recoverOne(ctx context.Context, rec Record) error {
 // takeUp brings an arrival from the journal to where it can go on. Caller has
 // the turn.
 func (a *arriving) takeUp(ctx context.Context) error {
+	err := a.tryTakeUp(ctx)
+	a.behind = err != nil
+	return err
+}
+
+func (a *arriving) tryTakeUp(ctx context.Context) error {
 	st := a.State()
 	switch st {
 	case DestDone:
-		a.forget()
-		return nil
+		return a.forget(DestDone)
 	case DestLost:
 		return nil // waits for a person
 	}
@@ -227,11 +227,11 @@ func (d *Destination) ResolveCommit(ctx context.Context, id transport.MigrationI
 		return err
 	}
 	defer a.give()
+	if a.behind {
+		return errBehind
+	}
 	switch st := a.State(); st {
 	case DestReady:
-		if a.theArrival() == nil {
-			return errors.New("migrate: not taken up yet; try again")
-		}
 		if p := a.refresh(); p.PagesResident < p.PagesTotal || (p.PagesTotal == 0 && a.rec.Mode != ModeStop) {
 			return fmt.Errorf("migrate: only %d of %d pages are here; without its source the process cannot run: abort it here",
 				p.PagesResident, p.PagesTotal)
@@ -270,8 +270,8 @@ func (d *Destination) ResolveAbort(ctx context.Context, id transport.MigrationID
 	if st == DestAborted || st == DestDone || st == DestEmpty {
 		return fmt.Errorf("migrate: nothing to resolve: the destination is %v", st)
 	}
-	if a.theArrival() == nil && st != DestLost {
-		return errors.New("migrate: not taken up yet; try again")
+	if a.behind {
+		return errBehind
 	}
 	a.rec.Resolved = true
 	return a.abort(ctx, ErrResolved.Error(), true)

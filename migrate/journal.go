@@ -108,7 +108,8 @@ type Journal interface {
 	Append(Record) error
 	// Last is the newest record that is whole.
 	Last() (Record, error)
-	// Remove ends the journal, durably.
+	// Remove ends the journal, durably, and closes it. After an error it is
+	// still open, and may or may not be found again.
 	Remove() error
 	// Close lets go of handles only.
 	Close() error

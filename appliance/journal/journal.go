@@ -252,17 +252,14 @@ func (j *Journal) All() ([]migrate.Record, error) {
 	return rs, nil
 }
 
-// Remove implements migrate.Journal. Where it fails the journal is closed all
-// the same, and may or may not be found again.
+// Remove implements migrate.Journal.
 func (j *Journal) Remove() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	err := j.store.remove(j.name)
-	j.closeLocked()
-	if err != nil {
+	if err := j.store.remove(j.name); err != nil {
 		return fmt.Errorf("journal %s: %w", j.name, err)
 	}
-	return nil
+	return j.closeLocked()
 }
 
 // Close implements migrate.Journal.
