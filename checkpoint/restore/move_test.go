@@ -2,10 +2,9 @@ package restore
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
-	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -74,17 +73,21 @@ func take(t *testing.T, ctx context.Context, p *testutil.Process) *snapshot {
 }
 
 // server is a Trap that serves a snapshot: eager pages at once, the others on
-// demand and, from Fill on, all the rest.
+// demand and, once fill is closed, all the rest.
 type server struct {
-	sn *snapshot
-
+	sn   *snapshot
 	uffd *os.File
 	fill chan struct{}
 	done chan error // closed when every page is there
 
-	mu     sync.Mutex
-	gone   page.Set // given up by the process
-	faults int
+	segs   []segment    // of run
+	faults atomic.Int64 // with content
+}
+
+// segment is content and where it belongs now.
+type segment struct {
+	page.Range
+	b []byte
 }
 
 func serve(sn *snapshot) *server {
@@ -94,11 +97,13 @@ func serve(sn *snapshot) *server {
 func (s *server) Adopt(_ context.Context, a Adoption) error {
 	defer a.Mem.Close()
 	for i, r := range s.sn.ranges {
-		if !a.Memory.Eager.Contains(r.Start) {
-			continue
-		}
-		if _, err := a.Mem.WriteAt(s.sn.content[i], int64(r.Start)); err != nil {
-			return fmt.Errorf("eager pages %v: %w", r, err)
+		switch {
+		case a.Memory.Eager.Contains(r.Start):
+			if _, err := a.Mem.WriteAt(s.sn.content[i], int64(r.Start)); err != nil {
+				return fmt.Errorf("eager pages %v: %w", r, err)
+			}
+		case a.Memory.Lazy.Contains(r.Start):
+			s.segs = append(s.segs, segment{r, s.sn.content[i]})
 		}
 	}
 	if a.UFFD == nil {
@@ -106,107 +111,127 @@ func (s *server) Adopt(_ context.Context, a Adoption) error {
 		return nil
 	}
 	s.uffd = a.UFFD
-	go s.run(int(a.UFFD.Fd()))
+	go func() {
+		defer close(s.done)
+		defer s.uffd.Close()
+		if err := s.run(int(s.uffd.Fd())); err != nil {
+			s.done <- err
+		}
+	}()
 	return nil
 }
 
 func (s *server) WaitEager(context.Context) error { return nil }
 
 // run answers faults and events, and fills in between.
-func (s *server) run(fd int) {
-	defer close(s.done)
-	defer s.uffd.Close()
+func (s *server) run(fd int) error {
 	buf := make([]byte, 64*sys.UffdMsgSize)
 	fill := false
-	next, at := 0, page.Addr(0)
 	for {
-		timeout := 50
+		timeout := 20
 		select {
 		case <-s.fill:
-			fill = true
+			fill, timeout = true, 0
 		default:
 		}
-		if fill {
-			timeout = 0
-		}
 		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, timeout); err != nil && err != unix.EINTR {
-			s.done <- err
-			return
+			return err
 		}
 		n, err := unix.Read(fd, buf)
 		if err != nil && err != unix.EAGAIN && err != unix.EINTR {
-			return // the process is gone
+			return err
 		}
 		for _, m := range sys.DecodeUffdMsgs(buf[:max(n, 0)], nil) {
 			if err := s.event(fd, m); err != nil {
-				s.done <- err
-				return
+				return err
 			}
 		}
 		if !fill {
 			continue
 		}
-		if next == len(s.sn.ranges) {
-			return
+		if len(s.segs) == 0 {
+			return nil
 		}
-		r := s.sn.ranges[next]
-		if !s.sn.mem[0].Lazy.Contains(r.Start) || at >= r.End {
-			next, at = next+1, 0
-			continue
+		r := page.PageOf(s.segs[0].Start)
+		switch err := s.place(fd, r); err {
+		case nil:
+			s.cut(r)
+		case unix.EAGAIN: // an event waits to be read
+		default:
+			return err
 		}
-		at = max(at, r.Start)
-		if err := s.place(fd, page.PageOf(at)); err != nil {
-			s.done <- err
-			return
-		}
-		at += page.Size
 	}
 }
 
 func (s *server) event(fd int, m sys.UffdMsg) error {
 	switch m.Event {
 	case sys.UffdEventPagefault:
-		s.mu.Lock()
-		s.faults++
-		s.mu.Unlock()
 		r := page.PageOf(page.Addr(m.Addr))
-		if err := s.place(fd, r); err != nil {
+		// On EAGAIN it faults again when it is woken.
+		if err := s.place(fd, r); err != nil && err != unix.EAGAIN {
 			return err
 		}
-		return sys.UffdWake(fd, uint64(r.Start), page.Size)
+		return settled(sys.UffdWake(fd, uint64(r.Start), page.Size))
 	case sys.UffdEventRemove, sys.UffdEventUnmap:
-		s.gone.Add(page.Range{Start: page.Addr(m.Start), End: page.Addr(m.End)})
+		s.cut(page.Range{Start: page.Addr(m.Start), End: page.Addr(m.End)})
 	case sys.UffdEventRemap:
-		return errors.New("the test's trap does not do remap")
+		for _, g := range s.cut(page.Range{Start: page.Addr(m.From), End: page.Addr(m.From + m.Len)}) {
+			g.Start, g.End = g.Start-page.Addr(m.From)+page.Addr(m.To), g.End-page.Addr(m.From)+page.Addr(m.To)
+			s.segs = append(s.segs, g)
+		}
 	case sys.UffdEventFork:
-		unix.Close(m.ForkFD)
+		return unix.Close(m.ForkFD)
 	}
 	return nil
 }
 
-// place puts one page in place, zeros where there is no content.
-func (s *server) place(fd int, r page.Range) error {
-	for i, c := range s.sn.ranges {
-		if !c.Contains(r.Start) || s.gone.Contains(r.Start) || !s.sn.mem[0].Lazy.Contains(r.Start) {
+// cut takes r out of what is to be placed and returns what was there.
+func (s *server) cut(r page.Range) (out []segment) {
+	var keep []segment
+	for _, g := range s.segs {
+		x := g.Intersect(r)
+		if x.Empty() {
+			keep = append(keep, g)
 			continue
 		}
-		_, err := sys.UffdCopy(fd, uint64(r.Start), s.sn.content[i][r.Start-c.Start:][:page.Size], 0)
-		return settled(err)
+		part := func(a, b page.Addr) segment {
+			return segment{page.Range{Start: a, End: b}, g.b[a-g.Start : b-g.Start]}
+		}
+		out = append(out, part(x.Start, x.End))
+		if g.Start < x.Start {
+			keep = append(keep, part(g.Start, x.Start))
+		}
+		if x.End < g.End {
+			keep = append(keep, part(x.End, g.End))
+		}
+	}
+	s.segs = keep
+	return out
+}
+
+// place puts one page in place, zeros where there is no content.
+func (s *server) place(fd int, r page.Range) error {
+	for _, g := range s.segs {
+		if g.Contains(r.Start) {
+			_, err := sys.UffdCopy(fd, uint64(r.Start), g.b[r.Start-g.Start:][:page.Size], 0)
+			s.faults.Add(1)
+			return settled(err)
+		}
 	}
 	_, err := sys.UffdZeropage(fd, uint64(r.Start), page.Size, 0)
 	return settled(err)
 }
 
-// settled lets pass what means that the page is there, or will fault again.
+// settled lets pass what means that the page is there, or not wanted any more.
 func settled(err error) error {
 	switch err {
-	case unix.EEXIST, unix.EAGAIN, unix.ENOENT, unix.ESRCH, unix.EINVAL:
+	case unix.EEXIST, unix.ENOENT, unix.ESRCH, unix.EINVAL:
 		return nil
 	}
 	return err
 }
 
-// Resident waits until every page is there.
+// resident waits until every page is there.
 func (s *server) resident(t *testing.T) {
 	t.Helper()
 	close(s.fill)

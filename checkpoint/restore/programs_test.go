@@ -18,10 +18,10 @@ func TestRedis(t *testing.T) {
 		if got := r.Digest(); got != want {
 			t.Fatalf("its data has digest %s, want %s", got, want)
 		}
-		trap.resident(t)
-		if trap.faults == 0 {
+		if trap.faults.Load() == 0 {
 			t.Error("no page came on demand")
 		}
+		trap.resident(t)
 		r.Do("SET", "after", "it")
 		want = r.Digest()
 	}
