@@ -109,11 +109,10 @@ func (s *Session) freeze(ctx context.Context) error {
 	if s.tr == nil {
 		s.tr = proc.NewTracer()
 	}
-	s.tr.Do(func() {
-		if err = s.seizeAll(ctx); err != nil {
-			err = errors.Join(err, s.detachAll())
-		}
-	})
+	s.tr.Do(func() { err = s.seizeAll(ctx) })
+	if err != nil {
+		_ = s.letGo()
+	}
 	return err
 }
 
@@ -138,10 +137,10 @@ func (s *Session) seizeAll(ctx context.Context) error {
 			}
 			if ok {
 				seen[tid] = true
-				fresh = append(fresh, &thread{tid: tid})
+				t := &thread{tid: tid}
+				fresh, s.threads = append(fresh, t), append(s.threads, t)
 			}
 		}
-		s.threads = append(s.threads, fresh...)
 		inject.Point("seized")
 		for _, t := range fresh {
 			if err := s.awaitStop(ctx, t); err != nil {
@@ -200,9 +199,12 @@ func (s *Session) seize(tid int) (bool, error) {
 func (s *Session) awaitStop(ctx context.Context, t *thread) error {
 	deadline := time.Now().Add(stopLimit)
 	for tries := 0; ; tries++ {
-		ws, ok, err := sys.WaitNow(t.tid)
+		ws, ok, err := sys.WaitStopNow(t.tid)
 		switch {
-		case err == unix.ECHILD || err == nil && ok && !ws.Stopped():
+		case err == unix.ECHILD:
+			if t.tid != s.pid {
+				_, _, _ = sys.WaitNow(t.tid) // or it stays a zombie
+			}
 			t.tid = 0
 			return nil
 		case err != nil:
@@ -258,18 +260,12 @@ func keepCall(tid int) error {
 // detachAll lets go of every thread. On the tracer's thread.
 func (s *Session) detachAll() error {
 	var errs []error
-	// The main thread last: when the process was killed, its end is not told
-	// before the others' has been taken note of.
-	for _, t := range slices.Backward(s.threads) {
+	for _, t := range s.threads {
 		if t.tid == 0 {
 			continue
 		}
-		err := sys.PtraceDetach(t.tid, t.deliver)
-		if err == unix.ESRCH && s.alive(t.tid) {
-			// Not in a stop: make it stop once more to be let go.
-			err = s.forceDetach(t)
-		}
-		if err != nil && err != unix.ESRCH {
+		// ESRCH: killed, or still on its way to a stop.
+		if err := sys.PtraceDetach(t.tid, t.deliver); err != nil {
 			errs = append(errs, fmt.Errorf("let go of thread %d: %w", t.tid, err))
 		}
 		inject.Point("detach")
@@ -284,37 +280,18 @@ func (s *Session) detachAll() error {
 	return errors.Join(errs...)
 }
 
-func (s *Session) alive(tid int) bool { return sys.Tgkill(s.pid, tid, 0) == nil }
-
-func (s *Session) forceDetach(t *thread) error {
-	for deadline := time.Now().Add(stopLimit); ; {
-		ws, ok, err := sys.WaitNow(t.tid)
-		switch {
-		case err != nil || ok && !ws.Stopped():
-			return unix.ESRCH
-		case ok:
-			sig := t.deliver
-			if sys.Event(ws) == 0 {
-				sig = ws.StopSignal()
-			}
-			return sys.PtraceDetach(t.tid, sig)
-		case time.Now().After(deadline):
-			// The end of the tracer's thread lets it go.
-			return ErrStuck
-		}
-		time.Sleep(50 * time.Microsecond)
-	}
-}
-
-// letGo detaches if anything is attached.
+// letGo detaches if anything is attached. What cannot be detached is let go of by
+// the end of the tracer's thread: the error only says that there was such, and
+// every thread is let go of in any case.
 func (s *Session) letGo() (err error) {
 	if len(s.threads) == 0 {
 		return nil
 	}
 	s.tr.Do(func() { err = s.detachAll() })
-	if errors.Is(err, ErrStuck) {
+	if err != nil {
+		s.log.Debug("the tracer's thread ends to let go of the process", "pid", s.pid, "error", err)
 		s.tr.Close()
-		s.tr, err = nil, nil
+		s.tr = nil
 	}
 	return err
 }

@@ -35,14 +35,11 @@ func (s *Session) hold(ctx context.Context) error {
 	}
 	s.held = true
 	inject.Point("frozen")
-	err := s.letGo()
+	_ = s.letGo()
 	inject.Point("detached")
 	// Leaving the one stop for the other, the group is not frozen for a moment,
 	// though nothing of the program runs.
-	if e := s.child.AwaitFrozen(ctx); e != nil {
-		err = errors.Join(err, e)
-	}
-	return err
+	return s.child.AwaitFrozen(ctx)
 }
 
 // Thaw undoes Freeze, Hold and Isolate, in whatever state the process is: it
@@ -61,25 +58,32 @@ func (s *Session) Thaw(ctx context.Context) error {
 }
 
 func (s *Session) thaw(ctx context.Context) error {
-	err := s.letGo()
+	_ = s.letGo()
 	if s.isolated {
 		if s.held {
-			if e := s.child.Thaw(); e != nil && !errors.Is(e, os.ErrNotExist) {
-				return errors.Join(err, e)
+			if err := s.child.Thaw(); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
 			}
 			s.held = false
 			inject.Point("thawed")
 		}
-		err = errors.Join(err, s.rejoin(ctx))
+		if err := s.rejoin(ctx); err != nil {
+			return err
+		}
 	}
 	s.mem.Store(nil)
-	if err == nil && !s.running() {
+	if !s.running() {
 		return proc.ErrGone
 	}
-	return err
+	return nil
 }
 
-func (s *Session) running() bool { return unix.PidfdSendSignal(s.pidfd, 0, nil, 0) == nil }
+// running reports whether the process has not ended: not even a zombie is left
+// to run. A pidfd becomes readable at the end (pidfd_open(2)).
+func (s *Session) running() bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(s.pidfd), Events: unix.POLLIN}}, 0)
+	return n == 0 || err != nil
+}
 
 // Kill ends the process, in whatever state it is, and removes its cgroup. It
 // returns when the process has ended. Idempotent.

@@ -245,12 +245,12 @@ func (s *Session) Close() error {
 		return nil
 	}
 	s.closed = true
-	err := s.letGo()
+	_ = s.letGo()
 	if s.tr != nil {
 		s.tr.Close()
 		s.tr = nil
 	}
 	// Readers may still be inside; the descriptor goes with the last of them.
 	s.mem.Store(nil)
-	return errors.Join(err, unix.Close(s.pidfd))
+	return unix.Close(s.pidfd)
 }

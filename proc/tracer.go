@@ -2,8 +2,10 @@ package proc
 
 import (
 	"errors"
+	"os"
 	"runtime"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -64,9 +66,17 @@ func (t *Tracer) Do(f func()) {
 	<-done
 }
 
-// Close ends the thread. Tracees that were not detached run on. It must not be
-// called on the thread, nor while a Do runs. Idempotent.
+// Close ends the thread. Tracees that were not detached run on, and do so when
+// it returns. It must not be called on the thread, nor while a Do runs.
+// Idempotent.
 func (t *Tracer) Close() {
-	t.once.Do(func() { close(t.work) })
-	<-t.done
+	t.once.Do(func() {
+		close(t.work)
+		<-t.done
+		// The goroutine has ended; its thread is about to. There is nothing to
+		// wait on, and it takes microseconds.
+		for end := time.Now().Add(time.Second); unix.Tgkill(os.Getpid(), t.tid, 0) == nil && time.Now().Before(end); {
+			time.Sleep(20 * time.Microsecond)
+		}
+	})
 }

@@ -47,12 +47,9 @@ func (t *Target) unmapSelf(tid int) error {
 		if err := unix.PtraceSyscall(tid, 0); err != nil {
 			return t.gone(err)
 		}
-		ws, err := sys.Wait(tid)
+		ws, err := sys.WaitStop(tid)
 		if err != nil {
 			return t.gone(err)
-		}
-		if !ws.Stopped() {
-			return fmt.Errorf("pid %d thread %d ended while the stub was unmapped (status %#x)", t.pid, tid, uint32(ws))
 		}
 		// With or without PTRACE_O_TRACESYSGOOD.
 		if s := ws.StopSignal(); sys.Event(ws) == 0 && (s == unix.SIGTRAP|0x80 || s == unix.SIGTRAP) {

@@ -284,12 +284,9 @@ func (t *Target) start(th *thread, r *sys.Regs) error {
 // over other stops, and returns the children it made meanwhile.
 func (t *Target) wait(th *thread, end uint64) (clones []int, err error) {
 	for {
-		ws, err := sys.Wait(th.tid)
+		ws, err := sys.WaitStop(th.tid)
 		if err != nil {
 			return clones, t.gone(fmt.Errorf("wait for thread %d: %w", th.tid, err))
-		}
-		if !ws.Stopped() {
-			return clones, fmt.Errorf("pid %d thread %d ended during a batch (status %#x): %w", t.pid, th.tid, uint32(ws), proc.ErrGone)
 		}
 		switch event := sys.Event(ws); event {
 		case 0:
@@ -313,12 +310,8 @@ func (t *Target) wait(th *thread, end uint64) (clones []int, err error) {
 // adopt consumes the first stop of new children.
 func adopt(tids []int) error {
 	for _, tid := range tids {
-		ws, err := sys.Wait(tid)
-		if err != nil {
-			return fmt.Errorf("wait for new thread %d: %w", tid, err)
-		}
-		if !ws.Stopped() {
-			return fmt.Errorf("new thread %d ended at once (status %#x): %w", tid, uint32(ws), proc.ErrGone)
+		if _, err := sys.WaitStop(tid); err != nil {
+			return fmt.Errorf("wait for new thread %d: %w: %w", tid, proc.ErrGone, err)
 		}
 	}
 	return nil

@@ -178,3 +178,34 @@ func wait(tid, flags int) (ws unix.WaitStatus, ok bool, err error) {
 		return ws, pid == tid && err == nil, err
 	}
 }
+
+// WaitStop waits until a tracee stops. It leaves the end of a tracee to others:
+// ECHILD then, since the tracer may be its parent too, who wants to be told.
+func WaitStop(tid int) (unix.WaitStatus, error) {
+	ws, _, err := waitStop(tid, 0)
+	return ws, err
+}
+
+// WaitStopNow is WaitStop that does not block; ok says whether it has stopped.
+func WaitStopNow(tid int) (ws unix.WaitStatus, ok bool, err error) {
+	return waitStop(tid, unix.WNOHANG)
+}
+
+func waitStop(tid, flags int) (ws unix.WaitStatus, ok bool, err error) {
+	for {
+		var info Siginfo
+		_, _, e := unix.Syscall6(unix.SYS_WAITID, unix.P_PID, uintptr(tid), uintptr(unsafe.Pointer(&info)),
+			uintptr(unix.WSTOPPED|unix.WALL|flags), 0, 0)
+		switch {
+		case e == unix.EINTR:
+			continue
+		case e != 0:
+			return 0, false, e
+		case info.Signo() == 0:
+			return 0, false, nil
+		}
+		// As wait4 encodes a stop.
+		const stopped = 0x7f
+		return unix.WaitStatus(info.status()<<8 | stopped), true, nil
+	}
+}

@@ -12,6 +12,9 @@ func (s *Siginfo) Signo() int   { return int(int32(binary.LittleEndian.Uint32(s[
 func (s *Siginfo) Code() int    { return int(int32(binary.LittleEndian.Uint32(s[8:]))) }
 func (s *Siginfo) Addr() uint64 { return binary.LittleEndian.Uint64(s[16:]) }
 
+// status is si_status of a SIGCHLD.
+func (s *Siginfo) status() uint32 { return binary.LittleEndian.Uint32(s[24:]) }
+
 // From <asm-generic/siginfo.h> and <asm-generic/signal.h>.
 const (
 	SITkill = -6
