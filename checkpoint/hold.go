@@ -58,7 +58,12 @@ func (s *Session) Thaw(ctx context.Context) error {
 }
 
 func (s *Session) thaw(ctx context.Context) error {
-	_ = s.letGo()
+	if err := s.letGo(); errors.Is(err, unix.ESRCH) {
+		// Somebody has killed it, and it is about to end.
+		short, cancel := context.WithTimeout(ctx, stopLimit)
+		defer cancel()
+		_ = s.awaitEnd(short)
+	}
 	if s.isolated {
 		if s.held {
 			if err := s.child.Thaw(); err != nil && !errors.Is(err, os.ErrNotExist) {
