@@ -80,9 +80,3 @@ func Capture(ctx context.Context, c *CaptureContext) error {
 	}
 	return nil
 }
-
-// RefusedError lists what of a process's descriptors cannot be carried.
-type RefusedError struct {
-	PID     int
-	Reasons []string
-}

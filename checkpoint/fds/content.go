@@ -2,6 +2,7 @@ package fds
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/pageferry/pageferry/checkpoint/image"
 	"github.com/pageferry/pageferry/page"
+	"github.com/pageferry/pageferry/proc"
 )
 
 // maxContent is the most bytes of deleted files and of memory that no mapping
@@ -87,17 +89,20 @@ func (e *examiner) describeMemFD(f *file) error {
 		f.refuse("a memfd of huge pages that is not mapped")
 		return nil
 	}
-	// What a mapping shows travels with the pages; without an image at hand
-	// that is not known, and an unmapped memfd is told by Capture.
-	if e.content || len(e.vmas) > 0 {
-		ranges, ok, err := e.dataRanges(f, nil)
-		if err != nil {
-			return err
-		}
-		if !ok {
-			f.refuse("holds more than %d MiB that no mapping shows", maxContent>>20)
-			return nil
-		}
+	// What a mapping shows travels with the pages.
+	mapped, err := e.mappedOf(f)
+	if err != nil {
+		return err
+	}
+	ranges, ok, err := e.dataRanges(f, mapped)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		f.refuse("holds more than %d MiB that no mapping shows", maxContent>>20)
+		return nil
+	}
+	if e.content {
 		if m.Chunks, err = e.readContent(f, ranges); err != nil {
 			return err
 		}
@@ -109,6 +114,32 @@ func (e *examiner) describeMemFD(f *file) error {
 	}
 	e.ownMemories[f.key()] = f.open.Memory
 	return nil
+}
+
+// mappedOf lists the parts of a memfd that a running process has mapped. Capture
+// knows those of a frozen one from its caller.
+func (e *examiner) mappedOf(f *file) ([]page.Range, error) {
+	if e.content {
+		return nil, nil
+	}
+	if e.maps == nil {
+		var err error
+		if e.maps, err = proc.ReadMaps(e.pid); err != nil {
+			return nil, err
+		}
+	}
+	var out []page.Range
+	for i := range e.maps {
+		if m := &e.maps[i]; m.Dev == f.st.Dev && m.Ino == f.st.Ino {
+			out = append(out, page.Range{Start: page.Addr(m.Offset), End: page.Addr(m.Offset) + m.End - m.Start})
+		}
+	}
+	sortRanges(out)
+	return out, nil
+}
+
+func sortRanges(rs []page.Range) {
+	slices.SortFunc(rs, func(a, b page.Range) int { return cmp.Compare(a.Start, b.Start) })
 }
 
 // fillUncovered carries what of a mapped memfd lies outside its mappings: the
@@ -124,15 +155,7 @@ func (e *examiner) fillUncovered(f *file, index int) error {
 			mapped = append(mapped, page.Range{Start: page.Addr(v.Offset), End: page.Addr(v.Offset) + v.End - v.Start})
 		}
 	}
-	slices.SortFunc(mapped, func(a, b page.Range) int {
-		switch {
-		case a.Start < b.Start:
-			return -1
-		case a.Start > b.Start:
-			return 1
-		}
-		return 0
-	})
+	sortRanges(mapped)
 	ranges, ok, err := e.dataRanges(f, mapped)
 	if err != nil || len(ranges) == 0 {
 		return err
@@ -214,7 +237,11 @@ func (e *examiner) readContent(f *file, ranges []byteRange) ([]image.Chunk, erro
 	}
 	defer unix.Close(fd)
 	var out []image.Chunk
-	buf := make([]byte, pieceBytes)
+	longest := int64(0)
+	for _, r := range ranges {
+		longest = max(longest, r.end-r.start)
+	}
+	buf := make([]byte, min(longest, pieceBytes))
 	for _, r := range ranges {
 		for at := r.start; at < r.end; {
 			n, err := unix.Pread(fd, buf[:min(int64(len(buf)), r.end-at)], at)

@@ -13,10 +13,17 @@ import (
 
 	"github.com/pageferry/pageferry/checkpoint/image"
 	"github.com/pageferry/pageferry/internal/sys"
+	"github.com/pageferry/pageferry/proc"
 )
 
 // ErrRefused is what every *RefusedError is.
 var ErrRefused = errors.New("descriptors that cannot be carried")
+
+// RefusedError lists what of a process's descriptors cannot be carried.
+type RefusedError struct {
+	PID     int
+	Reasons []string
+}
 
 func (e *RefusedError) Error() string {
 	return fmt.Sprintf("process %d has %v: %s", e.PID, ErrRefused, strings.Join(e.Reasons, "; "))
@@ -96,9 +103,9 @@ type examiner struct {
 	diag     *sys.SockDiag
 	defaults map[sockKind]map[optKey]string
 	mounts   []mount
+	maps     []proc.Mapping
 	deleted  map[FileKey]bool // content is in the image already
 	carried  int64            // bytes of content in the image
-	hostTID  map[int]int
 }
 
 // entry is one descriptor.

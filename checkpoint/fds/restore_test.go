@@ -313,3 +313,47 @@ func TestKeep(t *testing.T) {
 		t.Error("a number was both kept and wanted")
 	}
 }
+
+// TestBigMemory looks at memfds larger than an image carries: one that is mapped
+// travels with the pages, one that is not is refused before the freeze.
+func TestBigMemory(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.Memory(1<<30))
+	for _, c := range []struct {
+		name  string
+		size  int
+		mmap  bool
+		fails bool
+	}{{"small", 1 << 20, false, false}, {"unmapped", 80 << 20, false, true}, {"mapped", 80 << 20, true, false}} {
+		t.Run(c.name, func(t *testing.T) {
+			fd, err := unix.MemfdCreate("big", unix.MFD_CLOEXEC)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(fd)
+			b := make([]byte, 1<<20)
+			for i := range b {
+				b[i] = 1
+			}
+			for at := 0; at < c.size; at += len(b) {
+				if _, err := unix.Pwrite(fd, b, int64(at)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if c.mmap {
+				m, err := unix.Mmap(fd, 0, c.size, unix.PROT_READ, unix.MAP_SHARED)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer unix.Munmap(m)
+			}
+			files, err := Examine(t.Context(), os.Getpid(), Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			i := slices.IndexFunc(files, func(f OpenFile) bool { return slices.Contains(f.FDs, fd) })
+			if i < 0 || files[i].Carried == c.fails {
+				t.Errorf("found %d: %+v", i, files)
+			}
+		})
+	}
+}
