@@ -83,6 +83,12 @@ func PrintLedger(w io.Writer, entries []Entry) {
 	fmt.Fprintf(w, "ledger: %d gated tests ran, %d skipped\n", len(entries)-skipped, skipped)
 }
 
+var atEnd []func()
+
+// AtEnd has Main call f after the last test, for what all tests of a package
+// share. Not to be called by tests that run in parallel.
+func AtEnd(f func()) { atEnd = append(atEnd, f) }
+
 // Main runs the tests of a package, prints the ledger and removes the
 // package's temporary directory. Use it as
 //
@@ -103,6 +109,9 @@ func Main(m *testing.M) {
 		}
 	}
 	code := m.Run()
+	for _, f := range atEnd {
+		f()
+	}
 	if ownTemp != "" {
 		left, _ := os.ReadDir(ownTemp)
 		for _, e := range left {
