@@ -101,8 +101,11 @@ func (o *sharedObject) make(s *script) {
 	s.on(o.String)
 	if !o.mem.Memfd {
 		if !o.temp.Empty() {
-			s.call(unix.SYS_MMAP, uint64(o.temp.Start), o.temp.Bytes(), unix.PROT_READ|unix.PROT_WRITE,
-				unix.MAP_SHARED|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE|unix.MAP_FIXED_NOREPLACE, minus(1), 0)
+			fl := uint64(unix.MAP_SHARED | unix.MAP_ANONYMOUS | unix.MAP_FIXED_NOREPLACE)
+			if o.vmas[0].Has("nr") {
+				fl |= unix.MAP_NORESERVE
+			}
+			s.call(unix.SYS_MMAP, uint64(o.temp.Start), o.temp.Bytes(), unix.PROT_READ|unix.PROT_WRITE, fl, minus(1), 0)
 		}
 		return
 	}
@@ -175,7 +178,7 @@ func (o *sharedObject) mapInto(s *script) {
 		switch {
 		case o.mem.Memfd:
 			fd := o.fd
-			if v.Shared && !v.Has("mw") && !stage {
+			if v.Shared && !v.Has("mw") && !stage && !o.sealed {
 				fd = o.readOnly
 			}
 			s.call(unix.SYS_MMAP, uint64(v.Start), v.Bytes(), prot, mmapFlags(v), uint64(fd), v.Offset)
