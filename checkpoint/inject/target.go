@@ -138,10 +138,7 @@ func (t *Target) place(area page.Range, arena page.Addr) {
 
 func openMem(pid int) (*os.File, error) {
 	f, err := os.OpenFile("/proc/"+strconv.Itoa(pid)+"/mem", os.O_RDWR, 0)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("pid %d: %w", pid, proc.ErrGone)
-	}
-	return f, err
+	return f, proc.Gone(pid, err)
 }
 
 // Areas returns the ranges that are mapped for the target: the stub area first,
