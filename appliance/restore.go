@@ -161,5 +161,7 @@ func FinishLazy(ctx context.Context, dir, id string) error {
 	if err := c.Finish(ctx); err != nil && !errors.Is(err, pager.ErrGone) {
 		return err
 	}
-	return os.RemoveAll(dir)
+	err = os.RemoveAll(dir)
+	_ = os.Remove(filepath.Dir(dir)) // stays while there are others
+	return err
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"sort"
 
 	"golang.org/x/sys/unix"
 
@@ -94,9 +95,19 @@ func (p *placer) Adopt(_ context.Context, a restore.Adoption) error {
 	})
 }
 
+// within is how many of n bytes from start lie in one mapping: UFFDIO_COPY does
+// not go from one into the next.
+func within(rs []restore.Region, start page.Addr, n int) int {
+	i := sort.Search(len(rs), func(i int) bool { return rs[i].End > start })
+	if i == len(rs) || rs[i].Start > start {
+		return n
+	}
+	return int(min(uint64(n), uint64(rs[i].End-start)))
+}
+
 func place(a restore.Adoption, at Extent, data []byte) error {
 	for len(data) > 0 {
-		n, err := sys.UffdCopy(int(a.UFFD.Fd()), uint64(at.Start), data, 0)
+		n, err := sys.UffdCopy(int(a.UFFD.Fd()), uint64(at.Start), data[:within(a.Regions, at.Start, len(data))], 0)
 		if n > 0 {
 			data, at.Start = data[n:], at.Start+page.Addr(n)
 			continue

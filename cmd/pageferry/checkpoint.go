@@ -11,6 +11,7 @@ import (
 
 	"github.com/pageferry/pageferry/appliance"
 	"github.com/pageferry/pageferry/checkpoint/store"
+	"github.com/pageferry/pageferry/migrate"
 )
 
 func (a *app) checkpointCommand() *cobra.Command {
@@ -39,6 +40,17 @@ the disk the process is ended, unless --leave-running. No daemon is needed.`,
 			}
 			if err := needRoot("a checkpoint"); err != nil {
 				return err
+			}
+			e, err := a.newEngine()
+			if err != nil {
+				return err
+			}
+			in, err := e.Inspect(pid, appliance.SourceOptions{TCP: tcp})
+			if err != nil {
+				return fmt.Errorf("process %d: %w", pid, err)
+			}
+			if !in.Movable {
+				return fmt.Errorf("process %d: %w", pid, &migrate.Refusal{Reasons: in.Refusals()})
 			}
 			sum, err := store.Save(ctx, pid, dir, store.SaveOptions{LeaveRunning: leave, TCPClose: tcp == "close"})
 			if err != nil {
