@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"github.com/pageferry/pageferry/appliance/keys"
+	"github.com/pageferry/pageferry/fault"
 	"github.com/pageferry/pageferry/migrate"
 	"github.com/pageferry/pageferry/migrate/stream"
 	"github.com/pageferry/pageferry/transport"
@@ -76,7 +77,9 @@ func (l *lanes) Open(ctx context.Context, number uint32, key []byte, p migrate.P
 	e := &epoch{lost: make(chan error, 1)}
 	var err error
 	// One buffer for each lane, so that none waits for another.
-	if e.server, err = stream.NewServer(stream.ServerConfig{Reader: p, Buffers: bulk + 1, Log: l.log}); err != nil {
+	if e.server, err = stream.NewServer(stream.ServerConfig{
+		Reader: p, Buffers: bulk + 1, Log: l.log, OnUrgent: func() { fault.RaisePriority(l.log) },
+	}); err != nil {
 		return err
 	}
 	run, cancel := context.WithCancel(context.Background())

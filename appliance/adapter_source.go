@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os/exec"
+	"strings"
 	"time"
 
 	"github.com/pageferry/pageferry/checkpoint"
@@ -82,6 +84,9 @@ type process struct {
 	pid  int
 	opts SourceOptions
 	log  *slog.Logger
+	// tcp is what AtSwitch ends: looked for while the destination rebuilds,
+	// since it takes a look at every other process. Nil after a restart.
+	tcp chan *fds.TCP
 }
 
 func (p *process) Isolate(ctx context.Context) error { return gone(p.s.Isolate(ctx)) }
@@ -105,6 +110,14 @@ func (p *process) Freeze(ctx context.Context) (migrate.State, error) {
 	for _, m := range mem {
 		st.Memory = append(st.Memory, migrate.Memory{Space: m.Space, Lazy: m.Lazy, Eager: m.Eager, Hot: m.Hot})
 	}
+	p.tcp = make(chan *fds.TCP, 1)
+	go func() {
+		t, err := fds.FindTCP(p.pid)
+		if err != nil {
+			p.log.Warn("looking for connections", "pid", p.pid, "err", err)
+		}
+		p.tcp <- t
+	}()
 	p.log.Debug("frozen and captured", "pid", p.pid, "freeze", frozen.Sub(begin), "capture", captured.Sub(frozen),
 		"encode", time.Since(captured), "image_bytes", len(b))
 	return st, nil
@@ -151,12 +164,48 @@ func (p *process) Close() error                   { return p.s.Close() }
 // AtSwitch ends the copy's listeners and connections. Nobody will ever answer
 // there again, and their clients should learn it now rather than by a timeout.
 func (p *process) AtSwitch(context.Context) error {
+	if p.tcp != nil {
+		if t := <-p.tcp; t != nil {
+			p.tcp <- nil
+			_, err := t.Destroy()
+			return err
+		}
+		p.tcp <- nil
+	}
 	_, err := fds.DestroyTCP(p.pid)
 	return err
 }
 
-// OnSourceExit does what the source's parent or unit is to see.
-func (p *process) OnSourceExit(ctx context.Context) error { return nil }
+// OnSourceExit sees to it that the copy's end does not make its parent or unit
+// start another one. Kill comes after it and finds nothing to do where the copy
+// has ended by itself.
+func (p *process) OnSourceExit(ctx context.Context) error {
+	switch p.opts.OnSourceExit {
+	case "exit0":
+		return gone(p.s.Exit(ctx, 0))
+	case "stop-unit":
+		return stopUnit(ctx, p.pid)
+	}
+	return nil
+}
+
+// stopUnit tells systemd that the unit of pid is to be down. It does not wait:
+// the unit's frozen process ends when it is killed, and a unit that is being
+// stopped is not restarted (systemd.service(5), Restart=).
+func stopUnit(ctx context.Context, pid int) error {
+	rep, err := inspect.InspectContext(ctx, pid, inspect.Options{TCPClose: true})
+	if err != nil {
+		return err
+	}
+	if rep.Unit == nil {
+		return fmt.Errorf("process %d is in no systemd unit", pid)
+	}
+	out, err := exec.CommandContext(ctx, "systemctl", "--no-block", "stop", rep.Unit.Name).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("systemctl stop %s: %w: %s", rep.Unit.Name, err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
 
 // Describe names the process beyond the reuse of its number.
 func (p *process) Describe() []byte { return []byte(hint(p.s)) }

@@ -65,7 +65,7 @@ func (s *Session) exit(ctx context.Context, status int) error {
 		_ = unix.PidfdSendSignal(s.pidfd, unix.SIGCONT, nil, 0)
 	}
 	s.killed, s.held = true, false
-	s.mem.Store(nil)
+	s.closeMemory()
 	if err := s.awaitEnd(ctx); err != nil {
 		return err
 	}
