@@ -74,8 +74,6 @@ func processState(s *script, p *image.Process) {
 		s.onf("root directory %s", p.Root)
 		s.call(unix.SYS_CHROOT, s.String(p.Root))
 	}
-	s.onf("personality %#x", p.Personality)
-	s.call(unix.SYS_PERSONALITY, uint64(p.Personality))
 	if p.ChildSubreaper {
 		s.onf("child subreaper")
 		s.call(unix.SYS_PRCTL, unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

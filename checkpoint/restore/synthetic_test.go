@@ -232,3 +232,8 @@ func TestTinyProcess(t *testing.T) {
 		})
 	}
 }
+
+// imageTimer is an armed timer that does not fire soon.
+func imageTimer(id int) image.PosixTimer {
+	return image.PosixTimer{ID: id, Clock: unix.CLOCK_MONOTONIC, Notify: sys.SigevSignal, Signal: int32(unix.SIGALRM), ValueNS: int64(time.Hour)}
+}

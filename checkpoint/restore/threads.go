@@ -21,6 +21,8 @@ func threadState(s *script, p *image.Process, t *image.Thread, lastCap int, caps
 		s.call(unix.SYS_SET_ROBUST_LIST, t.Robust, t.RobustSz)
 	}
 	s.call(unix.SYS_PRCTL, unix.PR_SET_NAME, s.String(t.Comm), 0, 0, 0)
+	s.onf("personality %#x", p.Personality)
+	s.call(unix.SYS_PERSONALITY, uint64(p.Personality))
 	if t.AltStack.Flags&sys.SSDisable == 0 && t.AltStack.Size != 0 {
 		s.onf("alternate stack of thread %d", t.TID)
 		st := sys.StackT{SP: t.AltStack.SP, Flags: t.AltStack.Flags &^ sys.SSOnStack, Size: t.AltStack.Size}
