@@ -76,7 +76,7 @@ func (s *Session) thaw(ctx context.Context) error {
 			return err
 		}
 	}
-	s.mem.Store(nil)
+	s.closeMemory()
 	if !s.running() {
 		return proc.ErrGone
 	}
@@ -115,7 +115,7 @@ func (s *Session) kill(ctx context.Context) error {
 		s.tr.Close()
 		s.tr = nil
 	}
-	s.mem.Store(nil)
+	s.closeMemory()
 	if err := s.awaitEnd(ctx); err != nil {
 		return err
 	}

@@ -250,7 +250,13 @@ func (s *Session) Close() error {
 		s.tr.Close()
 		s.tr = nil
 	}
-	// Readers may still be inside; the descriptor goes with the last of them.
-	s.mem.Store(nil)
+	s.closeMemory()
 	return unix.Close(s.pidfd)
+}
+
+// closeMemory ends reading, also for those who are at it.
+func (s *Session) closeMemory() {
+	if m := s.mem.Swap(nil); m != nil {
+		_ = m.Close()
+	}
 }

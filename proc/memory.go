@@ -4,8 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
-	"runtime"
 
 	"github.com/pageferry/pageferry/page"
 	"golang.org/x/sys/unix"
@@ -31,7 +31,8 @@ func OpenMemory(pid int) (*Memory, error) {
 	return &Memory{pid, f}, nil
 }
 
-// Close releases the descriptor.
+// Close releases the descriptor. It may be called while others read and write:
+// they fail with os.ErrClosed from then on.
 func (m *Memory) Close() error { return m.f.Close() }
 
 // File is the /proc/PID/mem descriptor; m keeps it.
@@ -93,18 +94,8 @@ func (m *Memory) ReadPages(rs []page.Range, buf []byte) error {
 
 // ReadAt fills b from address at on, whatever the protection.
 func (m *Memory) ReadAt(b []byte, at page.Addr) error {
-	defer runtime.KeepAlive(m.f)
-	for len(b) > 0 {
-		n, err := unix.Pread(int(m.f.Fd()), b, int64(at))
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err != nil:
-			return m.fail("read", at, err)
-		case n == 0:
-			return m.fail("read", at, io.EOF)
-		}
-		b, at = b[n:], at+page.Addr(n)
+	if _, err := m.f.ReadAt(b, int64(at)); err != nil {
+		return m.fail("read", at, err)
 	}
 	return nil
 }
@@ -112,23 +103,16 @@ func (m *Memory) ReadAt(b []byte, at page.Addr) error {
 // WriteAt writes b at address at, whatever the protection: a private page that
 // is read-only becomes the process's own copy.
 func (m *Memory) WriteAt(b []byte, at page.Addr) error {
-	defer runtime.KeepAlive(m.f)
-	for len(b) > 0 {
-		n, err := unix.Pwrite(int(m.f.Fd()), b, int64(at))
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err != nil:
-			return m.fail("write", at, err)
-		case n == 0:
-			return m.fail("write", at, io.ErrShortWrite)
-		}
-		b, at = b[n:], at+page.Addr(n)
+	if _, err := m.f.WriteAt(b, int64(at)); err != nil {
+		return m.fail("write", at, err)
 	}
 	return nil
 }
 
 func (m *Memory) fail(what string, at page.Addr, err error) error {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		err = pe.Err
+	}
 	switch {
 	case err == io.EOF: // the address space is gone
 		err = fmt.Errorf("%w", ErrGone)
