@@ -21,20 +21,25 @@ func TestLocate(t *testing.T) {
 32 30 0:27 / /sys/fs/cgroup/unified rw,nosuid shared:10 - cgroup2 cgroup2 rw,nsdelegate
 33 30 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu
 `
+	all := func(string) bool { return true }
 	for _, c := range []struct{ p, want string }{
 		{"/", "/sys/fs/cgroup/unified"},
 		{"/system.slice/x.service", "/sys/fs/cgroup/unified/system.slice/x.service"},
 		{"/part/y", "/mnt/a b/y"},
 		{"/partial", "/sys/fs/cgroup/unified/partial"},
 	} {
-		if got, err := locate(info, c.p); got != c.want || err != nil {
+		if got, err := locate(info, c.p, all); got != c.want || err != nil {
 			t.Errorf("locate %s = %s, %v, want %s", c.p, got, err, c.want)
 		}
 	}
-	if _, err := locate(info, "/../other"); !errors.Is(err, ErrOutside) {
+	covered := func(dir string) bool { return dir != "/sys/fs/cgroup/unified" }
+	if got, err := locate(info, "/x", covered); !errors.Is(err, ErrOutside) {
+		t.Errorf("a mount that another one covers was taken: %s, %v", got, err)
+	}
+	if _, err := locate(info, "/../other", all); !errors.Is(err, ErrOutside) {
 		t.Errorf("outside the namespace: %v", err)
 	}
-	if _, err := locate("", "/"); !errors.Is(err, ErrNoTree) {
+	if _, err := locate("", "/", all); !errors.Is(err, ErrNoTree) {
 		t.Errorf("no tree: %v", err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/pageferry/pageferry/proc"
+	"golang.org/x/sys/unix"
 )
 
 var (
@@ -42,7 +43,7 @@ func Of(pid int) (Group, error) {
 	if err != nil {
 		return Group{}, err
 	}
-	dir, err := locate(string(info), p)
+	dir, err := locate(string(info), p, visible)
 	if err != nil {
 		return Group{}, fmt.Errorf("cgroup %s of pid %d: %w", p, pid, err)
 	}
@@ -50,8 +51,8 @@ func Of(pid int) (Group, error) {
 }
 
 // locate finds the directory of group p, a path as /proc/PID/cgroup has it, in a
-// mountinfo.
-func locate(mountinfo, p string) (string, error) {
+// mountinfo, of those that visible does not deny.
+func locate(mountinfo, p string, visible func(dir string) bool) (string, error) {
 	err := ErrNoTree
 	for line := range strings.Lines(mountinfo) {
 		fields, rest, ok := strings.Cut(line, " - ")
@@ -65,11 +66,18 @@ func locate(mountinfo, p string) (string, error) {
 			continue
 		}
 		sub, ok := strings.CutPrefix(p, strings.TrimSuffix(root, "/"))
-		if ok && (sub == "" || sub[0] == '/') {
+		if ok && (sub == "" || sub[0] == '/') && visible(at) {
 			return path.Join(at, sub), nil
 		}
 	}
 	return "", err
+}
+
+// visible reports whether a mount of the v2 tree is what one finds at its mount
+// point: another one may cover it.
+func visible(dir string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(dir, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
 }
 
 // unescape undoes the octal escapes of mountinfo.

@@ -14,7 +14,7 @@ func Root() (Group, error) {
 	}
 	for line := range strings.Lines(string(b)) {
 		fields, rest, ok := strings.Cut(line, " - ")
-		if f := strings.Fields(fields); ok && len(f) >= 5 && strings.HasPrefix(rest, "cgroup2 ") {
+		if f := strings.Fields(fields); ok && len(f) >= 5 && strings.HasPrefix(rest, "cgroup2 ") && visible(unescape(f[4])) {
 			return Group{path.Clean(unescape(f[4]))}, nil
 		}
 	}
