@@ -17,13 +17,19 @@ import (
 // their userfaultfds. Call it before Run.
 func (t *Trap) Recover(adopt func(fd int) (int, error)) {
 	for _, sp := range t.st.Spaces() {
-		if sp.Lock() {
-			t.apply(sp, nil, adopt)
-			clear(sp.LogTail())
-			sp.Unlock()
+		if !sp.Lock() {
+			continue
 		}
+		if sp.Pending() > 0 {
+			// More may be on its way, but what led to this was read long ago.
+			t.sort(sp, 0, nil)
+			for !t.settle(sp, adopt) {
+			}
+		}
+		sp.Unlock()
 	}
 	t.batch = batch{}
+	t.settledNow = false
 	for _, sp := range t.st.Spaces() {
 		if sp.FD() >= 0 {
 			_ = sys.UffdWake(sp.FD(), lowest, highest-lowest)
@@ -61,12 +67,19 @@ func (t *Trap) poisonSpace(sp *pagestore.Space) (err error) {
 		return nil
 	}
 	defer sp.RUnlock()
+	if sp.Flux() {
+		return unix.EAGAIN
+	}
 	sp.EachMissing(func(tg pagestore.Target) bool {
 		for a, i := tg.Dst.Start, tg.First; a < tg.Dst.End; {
 			var n int64
 			n, err = sys.UffdPoison(sp.FD(), uint64(a), uint64(tg.Dst.End-a), 0)
 			if n == 0 && (errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOENT)) {
 				// A page is there, or the mapping is not in one piece.
+				if changing(sp) {
+					err = unix.EAGAIN
+					return false
+				}
 				n, err = sys.UffdPoison(sp.FD(), uint64(a), page.Size, 0)
 				if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOENT) {
 					n, err = page.Size, nil

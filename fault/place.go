@@ -131,6 +131,9 @@ func (t *Trap) putSlice(sp *pagestore.Space, part page.Range, first int, sc *scr
 		return 0, nil
 	}
 	defer sp.RUnlock()
+	if sp.Flux() {
+		return 0, unix.EAGAIN
+	}
 	sc.targets = sp.Targets(part, sc.targets[:0])
 	for _, tg := range sc.targets {
 		n, err := do(sp, tg, (tg.First-first)<<page.Shift)
@@ -165,6 +168,12 @@ func (t *Trap) copyRun(sp *pagestore.Space, tg pagestore.Target, data []byte) (p
 			// Placed by a pager that was killed before it could note it, or
 			// through another mapping of the same memory.
 		case errors.Is(err, unix.ENOENT):
+			// The kernel looks for the mapping before it looks whether it is
+			// changing: it may just have moved. Its event cannot be read
+			// meanwhile, we hold the lock.
+			if changing(sp) {
+				return placed, unix.EAGAIN
+			}
 			// Part of the run is not there: find out which, page by page in
 			// the end. The program has split or replaced the mapping.
 			if l := min(limit, len(data)); l > page.Size {

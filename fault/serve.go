@@ -13,127 +13,87 @@ import (
 
 // batch is what one reading of a userfaultfd gave.
 type batch struct {
+	msgs   []sys.UffdMsg
 	faults []page.Addr
 	nums   []page.Num
-	events int
 }
 
-// serve reads what a userfaultfd has, applies the events and then answers the
-// faults.
+// serve reads what a userfaultfd has, applies the events if it can and then
+// answers the faults.
 func (t *Trap) serve(sp *pagestore.Space, revents int16) {
 	b := &t.batch
-	b.faults, b.events = b.faults[:0], 0
+	b.faults = b.faults[:0]
 	if !sp.Lock() {
 		delete(t.state, sp)
 		return
 	}
+	was := t.state[sp] != nil
 	var err error
 	if revents&unix.POLLIN != 0 {
-		var gone []page.Range
-		if sp.SharedMissing() && t.changing(sp) {
-			gone = punching(sp.PID())
-		}
-		_, err = unix.Read(sp.FD(), sp.LogTail())
-		t.apply(sp, gone, nil)
+		err = t.read(sp)
 	}
-	t.settleFlux(sp)
+	settled := t.settle(sp, nil)
 	sp.Unlock()
 	now := time.Now()
-	switch {
-	case err == nil || errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR):
-	default:
-		t.log.Error("userfaultfd cannot be read: its process is not served any more", "pid", sp.PID(), "err", err)
+	if err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) || revents&(unix.POLLERR|unix.POLLNVAL) != 0 {
+		t.log.Error("userfaultfd failed: its process is not served any more", "pid", sp.PID(), "revents", revents, "err", err)
 		t.forget(sp)
 		return
 	}
-	if revents&(unix.POLLERR|unix.POLLNVAL) != 0 {
-		t.log.Error("userfaultfd failed: its process is not served any more", "pid", sp.PID(), "revents", revents)
-		t.forget(sp)
-		return
-	}
-	if b.events > 0 {
+	if settled && (was || t.settledNow) {
+		t.settledNow = false
 		t.recheck()
 	}
 	t.answer(sp, b, now)
 }
 
-// apply takes the messages of the log in order. adopt makes the number of a
-// forked child's descriptor into one of ours; nil stands for dup. The space is
-// locked.
-func (t *Trap) apply(sp *pagestore.Space, punched []page.Range, adopt func(fd int) (int, error)) {
-	for {
-		m, ok := sp.Next()
-		if !ok {
-			return
-		}
-		switch m.Event {
-		case sys.UffdEventPagefault:
-			t.batch.faults = append(t.batch.faults, page.Addr(m.Addr).Floor())
-			sp.Done()
-			continue
-		case sys.UffdEventRemove:
-			t.st.Add(pagestore.Removes, 1)
-			t.remove(sp, addrs(m.Start, m.End), punched)
-			sp.Done()
-		case sys.UffdEventUnmap:
-			t.st.Add(pagestore.Unmaps, 1)
-			t.unmap(sp, addrs(m.Start, m.End))
-			sp.Done()
-		case sys.UffdEventRemap:
-			t.st.Add(pagestore.Remaps, 1)
-			t.remap(sp, m)
-		case sys.UffdEventFork:
-			t.st.Add(pagestore.Forks, 1)
-			t.fork(sp, m.ForkFD, adopt)
-		default:
-			t.log.Warn("unknown userfaultfd event", "event", m.Event, "pid", sp.PID())
-			sp.Done()
-			continue
-		}
-		t.batch.events++
+// read reads messages into the log and sorts them. The space is locked.
+func (t *Trap) read(sp *pagestore.Space) error {
+	var punched []page.Range
+	if sp.SharedMissing() && changing(sp) {
+		punched = punching(sp.PID())
 	}
+	tail := sp.LogTail()
+	if len(tail) == 0 { // cannot be: settle does not let it come so far
+		return nil
+	}
+	n, err := unix.Read(sp.FD(), tail)
+	if n <= 0 {
+		return err
+	}
+	old := sp.Pending()
+	sp.LogRead(n)
+	t.sort(sp, old, punched)
+	return nil
+}
+
+// sort takes the faults out of the pending messages from number old on, and
+// notes whether there are events.
+func (t *Trap) sort(sp *pagestore.Space, old int, punched []page.Range) {
+	events := 0
+	t.batch.msgs = sp.Messages(old, t.batch.msgs[:0])
+	for _, m := range t.batch.msgs {
+		if m.Event == sys.UffdEventPagefault {
+			t.batch.faults = append(t.batch.faults, page.Addr(m.Addr).Floor())
+		} else {
+			events++
+		}
+	}
+	f := t.state[sp]
+	if events == 0 && f == nil {
+		_ = sp.Begin().Commit(sp.Pending()) // nothing moves: it cannot fail
+		return
+	}
+	if f == nil {
+		f = new(flux)
+		t.state[sp] = f
+		t.settledNow = true
+	}
+	f.punched = append(f.punched, punched...)
 }
 
 func addrs(start, end uint64) page.Range {
 	return page.Range{Start: page.Addr(start), End: page.Addr(end)}
-}
-
-// remove: the program gave up the content of r, which reads as zeros from now
-// on. Only of memory that it shares MADV_DONTNEED keeps the content; there the
-// system call, seen before the event was read, tells.
-func (t *Trap) remove(sp *pagestore.Space, r page.Range, punched []page.Range) {
-	sp.Drop(r, true)
-	for _, p := range punched {
-		sp.Drop(r.Intersect(p), false)
-	}
-}
-
-func (t *Trap) fork(sp *pagestore.Space, fd int, adopt func(int) (int, error)) {
-	defer sp.Done()
-	if adopt == nil {
-		adopt = func(fd int) (int, error) {
-			n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, FirstFD)
-			return n, err
-		}
-		defer func() { _ = unix.Close(fd) }()
-	}
-	if sp.ForkDone() {
-		return
-	}
-	n, err := adopt(fd)
-	if err == nil {
-		var child *pagestore.Space
-		if child, err = sp.Fork(n); err == nil {
-			t.flux(sp).young = append(t.flux(sp).young, child)
-			return
-		}
-		_ = unix.Close(n)
-	}
-	// Closing the last copy frees the child to read zeros where it should read
-	// its content: it is better stopped for good, and said so.
-	keep, _ := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, FirstFD)
-	t.log.Error("a forked child cannot be served: it stops at its first missing page",
-		"parent", sp.PID(), "descriptor", keep, "err", err)
 }
 
 // answer sends requests for faults on missing pages and fills the others.
@@ -219,6 +179,9 @@ func (t *Trap) fill(th thread) (r outcome, i int) {
 		return filled, 0
 	}
 	defer th.sp.RUnlock()
+	if th.sp.Flux() {
+		return tryAgain, 0
+	}
 	i, missing, _ := th.sp.Lookup(th.at)
 	if missing {
 		if !t.st.Flag(pagestore.FlagPoisoned) {

@@ -47,9 +47,11 @@ type Trap struct {
 	running   sync.WaitGroup
 
 	// The loop's own.
-	state map[*pagestore.Space]*flux
-	retry []thread
-	batch batch
+	state map[*pagestore.Space]*flux // of the spaces in flux
+	// settledNow: the space being served came into flux in this call.
+	settledNow bool
+	retry      []thread
+	batch      batch
 }
 
 // waitKey is a page of a source.
@@ -199,7 +201,7 @@ func (t *Trap) forget(sp *pagestore.Space) {
 		}
 	}
 	if fd >= 0 || mem >= 0 {
-		t.log.Info("address space is gone", "space", sp.Source().ID(), "pid", sp.PID())
+		t.log.Debug("address space is gone", "space", sp.Source().ID(), "pid", sp.PID())
 	}
 	t.mu.Lock()
 	for k, ws := range t.waiting {

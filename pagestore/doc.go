@@ -10,12 +10,13 @@
 // settled page that is touched and not there is zero.
 //
 // Where the pages of a source belong in a space changes when the program calls
-// mremap, and with fork: see Space.Apply. Events of a userfaultfd are read into
+// mremap, and with fork: see Change. Events of a userfaultfd are read into
 // the space's log (Space.LogTail), which is part of the memfd, and then applied
-// one by one; each step is repeated without harm after a kill at any point.
+// together; that is repeated without harm after a kill at any point.
 //
 // Lock order: Space.mu, which the trap holds across reading and applying events
-// (Lock) and across looking up and placing (RLock), before Store.mu. Bits are
+// (Lock) and across looking up and placing (RLock), before Store.mu; a parent's
+// before its child's. Bits are
 // cleared under RLock, so a clear bit never becomes set.
 //
 // Addresses and lengths are in bytes, an index counts pages.

@@ -1,19 +1,14 @@
 package pagestore
 
-import (
-	"encoding/binary"
+import "github.com/pageferry/pageferry/internal/sys"
 
-	"github.com/pageferry/pageferry/internal/sys"
-	"github.com/pageferry/pageferry/page"
-)
-
-// The log of a space is a ring of messages as read(2) gives them. A slot whose
-// first word is zero is empty; a message is taken out by counting it as applied
-// and then emptying its slot, so that after a kill the messages from Seq on, up
-// to the first empty slot or the end of the ring, are those that were read and
-// not applied.
+// The log of a space is a ring of messages as read(2) gives them. Those from Seq
+// on, up to the first empty slot (whose first word is zero), were read and not
+// applied: after a kill as well, because a slot is emptied only after the
+// message in it was counted as applied. Messages are applied together, in a
+// Change.
 const (
-	logSlots     = 64
+	logSlots     = 512
 	logSlotWords = sys.UffdMsgSize / 8
 )
 
@@ -23,160 +18,51 @@ func (sp *Space) Seq() uint64 {
 	return seq
 }
 
-// LogTail is where to read(2) the next messages to: room for at least one, all
-// of it empty if everything read before was applied. Lock must be held until
-// they are.
-func (sp *Space) LogTail() []byte {
-	at := int(sp.st.load64(sp.at+pLog)) + int(sp.Seq()%logSlots)*logSlotWords
-	end := int(sp.st.load64(sp.at+pLog)) + logSlots*logSlotWords
-	return sp.st.mem[at*8 : end*8]
-}
-
-// Next is the message to be applied next, if there is one. Lock must be held.
-func (sp *Space) Next() (m sys.UffdMsg, ok bool) {
-	tail := sp.LogTail()
-	if binary.NativeEndian.Uint64(tail) == 0 {
-		return m, false
-	}
-	var out [1]sys.UffdMsg
-	return sys.DecodeUffdMsgs(tail[:sys.UffdMsgSize], out[:0])[0], true
-}
-
-// slot is the word at which the slot of message seq begins.
+// slotWord is the word at which the slot of message seq begins.
 func (sp *Space) slotWord(seq uint64) int {
 	return int(sp.st.load64(sp.at+pLog)) + int(seq%logSlots)*logSlotWords
 }
 
-// Done counts the next message as applied. Lock must be held.
-func (sp *Space) Done() {
-	half, n, seq := unpackCommit(sp.st.load64(sp.at + pCommit))
-	sp.st.store64(sp.at+pCommit, packCommit(half, n, seq+1))
-	sp.st.store64(sp.slotWord(seq), 0)
+// LogTail is where to read(2) the next messages to, and empty when the ring is
+// full. Lock must be held until LogRead.
+func (sp *Space) LogTail() []byte {
+	if sp.pending == logSlots {
+		return nil
+	}
+	from := sp.slotWord(sp.Seq() + uint64(sp.pending))
+	to := int(sp.st.load64(sp.at+pLog)) + logSlots*logSlotWords
+	if oldest := sp.slotWord(sp.Seq()); oldest > from {
+		to = oldest
+	}
+	return sp.st.mem[from*8 : to*8]
 }
 
-// Drop settles the missing pages whose place here is in r, because the program
-// gave up their content, and returns how many. keepShared spares the regions
-// whose content the program does not own alone. Repeating it does no harm. Lock
-// must be held.
-func (sp *Space) Drop(r page.Range, keepShared bool) (n int) {
-	for _, g := range sp.segs {
-		if g.Dst.Overlaps(r) && (g.Flags&Shared == 0 || !keepShared) {
-			n += sp.dropSegment(g.part(r))
-		}
+// LogRead says how many bytes were read to LogTail. Lock must be held.
+func (sp *Space) LogRead(n int) { sp.pending += n / sys.UffdMsgSize }
+
+// LogFull reports whether there is room for few messages only.
+func (sp *Space) LogFull() bool { return sp.pending > logSlots-64 }
+
+// countPending finds what a killed pager had read and not applied.
+func (sp *Space) countPending() {
+	seq := sp.Seq()
+	for sp.pending = 0; sp.pending < logSlots && sp.st.load64(sp.slotWord(seq+uint64(sp.pending))) != 0; {
+		sp.pending++
 	}
-	return n
+	for k := sp.pending; k < logSlots; k++ { // counted as applied, not emptied
+		sp.st.store64(sp.slotWord(seq+uint64(k)), 0)
+	}
 }
 
-func (sp *Space) dropSegment(g Segment) (n int) {
-	if g.Flags&Alias != 0 {
-		return 0
-	}
-	sp.src.Each(g.SrcRange(), func(p page.Range, first int) {
-		n += sp.Settle(first, first+p.Pages())
-	})
-	if !sp.Forked() {
-		sp.st.Add(Dropped, uint64(n))
-	}
-	return n
-}
-
-// Remap applies the next message, a REMAP: what was at [from, from+length) is
-// at to. It counts the message as applied in the same step. A length of zero is
-// mremap's second mapping of shared memory. Lock must be held.
-func (sp *Space) Remap(from, to page.Addr, length uint64) error {
-	delta := to - from // wraps around where to is below from
-	var now, moved []Segment
-	if length == 0 {
-		now = sp.segs
-		for _, g := range sp.segs {
-			if g.Dst.End > from && (len(moved) > 0 || g.Dst.Contains(from)) {
-				if len(moved) > 0 && moved[len(moved)-1].Dst.End+(from-to) != g.Dst.Start {
-					break
-				}
-				a := g.part(page.Range{Start: from, End: g.Dst.End})
-				a.Dst.Start, a.Dst.End, a.Flags = a.Dst.Start+delta, a.Dst.End+delta, a.Flags|Alias
-				moved = append(moved, a)
-			}
-		}
-		for _, a := range moved {
-			now, _ = cut(now, a.Dst)
-		}
-	} else {
-		now, moved = cut(sp.segs, page.Range{Start: from, End: from + page.Addr(length)})
-		var over []Segment
-		now, over = cut(now, page.Range{Start: to, End: to + page.Addr(length)})
-		for _, g := range over {
-			sp.dropSegment(g)
-		}
-		for i := range moved {
-			moved[i].Dst.Start += delta
-			moved[i].Dst.End += delta
-		}
-	}
-	now = append(append(make([]Segment, 0, len(now)+len(moved)), now...), moved...)
-	sortByDst(now)
-	now = merge(now)
-	sp.st.mu.Lock()
-	half, _, seq := unpackCommit(sp.st.load64(sp.at + pCommit))
-	err := sp.room(half^1, len(now))
-	sp.st.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	sp.writeSegs(now, seq+1)
-	sp.st.store64(sp.slotWord(seq), 0)
-	return nil
-}
-
-// merge joins neighbours that continue each other, in place.
-func merge(segs []Segment) []Segment {
-	out := segs[:0]
-	for _, g := range segs {
-		if n := len(out); n > 0 && out[n-1].Dst.End == g.Dst.Start && out[n-1].Flags == g.Flags && out[n-1].SrcRange().End == g.Src {
-			out[n-1].Dst.End = g.Dst.End
-			continue
-		}
-		out = append(out, g)
+// Messages appends to out what was read and not applied, from message number
+// from of it on. Lock must be held.
+func (sp *Space) Messages(from int, out []sys.UffdMsg) []sys.UffdMsg {
+	for k := from; k < sp.pending; k++ {
+		at := sp.slotWord(sp.Seq()+uint64(k)) * 8
+		out = sys.DecodeUffdMsgs(sp.st.mem[at:at+sys.UffdMsgSize], out)
 	}
 	return out
 }
 
-// ForkDone reports whether the next message, a FORK, has made its space
-// already, before a kill. Lock must be held.
-func (sp *Space) ForkDone() bool {
-	s := sp.st
-	for i := range int(s.load64(wSpaces)) {
-		at := spaceAt(i)
-		if s.load64(at+pState) != stateFree && s.load64(at+pParent) == uint64(sp.slot+1) && s.load64(at+pParentSeq) == sp.Seq()+1 {
-			return true
-		}
-	}
-	return false
-}
-
-// Fork makes the space of the child that the next message, a FORK, brought: it
-// needs what its parent is missing, at the same places. fd is the child's
-// userfaultfd. The message still has to be counted as applied. Lock must be
-// held.
-func (sp *Space) Fork(fd int) (*Space, error) {
-	s := sp.st
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	child, err := s.newSpace(sp.src, len(sp.segs))
-	if err != nil {
-		return nil, err
-	}
-	for i := sp.bits.NextSet(0); i < sp.bits.Len(); {
-		j := sp.bits.NextClear(i)
-		child.missing.Add(int64(child.bits.AtomicSetRange(i, j)))
-		i = sp.bits.NextSet(j)
-	}
-	child.SetFD(fd)
-	child.SetMemFD(-1)
-	s.store64(child.at+pParent, uint64(sp.slot+1))
-	s.store64(child.at+pParentSeq, sp.Seq()+1)
-	child.writeSegs(append([]Segment(nil), sp.segs...), 0)
-	s.store64(child.at+pState, stateLive)
-	s.list(child)
-	return child, nil
-}
+// Pending is how many messages were read and not applied. Lock must be held.
+func (sp *Space) Pending() int { return sp.pending }

@@ -49,6 +49,8 @@ type Space struct {
 
 	mu      sync.RWMutex
 	gone    bool
+	flux    bool
+	pending int       // messages in the log that are not applied
 	segs    []Segment // in ascending order of Dst
 	bySrc   []Segment // in ascending order of Src, without aliases
 	bits    *page.Bitmap
@@ -82,6 +84,14 @@ func (sp *Space) RLock() bool {
 // Unlock undoes Lock, RUnlock undoes RLock.
 func (sp *Space) Unlock()  { sp.mu.Unlock() }
 func (sp *Space) RUnlock() { sp.mu.RUnlock() }
+
+// SetFlux says whether messages were read that are not applied: what Lookup and
+// Targets tell may not hold any more, and nothing must be placed. Lock must be
+// held; RLock for Flux.
+func (sp *Space) SetFlux(on bool) { sp.flux = on }
+
+// Flux reports what SetFlux said last.
+func (sp *Space) Flux() bool { return sp.flux }
 
 // Source is where its pages come from.
 func (sp *Space) Source() *Source { return sp.src }
@@ -206,6 +216,7 @@ func (s *Store) loadSpace(slot int) (*Space, error) {
 		return bad("segments")
 	}
 	sp.setSegs(readSegs(s.words(int(off), n*segWords)))
+	sp.countPending()
 	return sp, nil
 }
 

@@ -114,7 +114,7 @@ func Create(name string) (*Store, error) {
 
 // Open maps the store in f, which a former pager made, and takes ownership of f
 // where it succeeds. Userfaultfds keep the numbers of the former pager: see
-// Space.SetFD. Logs are not replayed yet: see Space.Replay.
+// Space.SetFD. What is in the logs is still to be applied.
 func Open(f *os.File) (*Store, error) {
 	st, err := f.Stat()
 	if err != nil {

@@ -135,8 +135,15 @@ func (c *Client) watch() {
 		<-exited
 	}
 	gone := waitProcess(c.pidfd, 0)
-	_ = c.conn.c.Close()
+	if gone {
+		// What it said last is in the socket already, and nothing ends it: the
+		// keeper holds the other end.
+		_ = c.conn.c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+	} else {
+		_ = c.conn.c.Close()
+	}
 	<-c.done
+	_ = c.conn.c.Close()
 	if gone && c.reap != nil {
 		c.reap()
 	}
