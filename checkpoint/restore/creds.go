@@ -2,6 +2,7 @@ package restore
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -15,16 +16,27 @@ const (
 	secbitKeepCaps      = 1 << 4
 )
 
-// credentials sets those of the calling thread, for each has its own. Until the
-// last call it keeps every capability, whatever its user ids; nothing after it
-// can count on any.
+// sameCreds reports whether there is nothing to do.
+func sameCreds(a, b *image.Creds) bool {
+	return a.UID == b.UID && a.GID == b.GID && slices.Equal(a.Groups, b.Groups) &&
+		a.CapInh == b.CapInh && a.CapPrm == b.CapPrm && a.CapEff == b.CapEff && a.CapBnd == b.CapBnd && a.CapAmb == b.CapAmb &&
+		a.SecureBits == b.SecureBits && a.NoNewPrivs == b.NoNewPrivs
+}
+
+// credentials sets those of the calling thread, for each has its own; own are
+// the seed's, which it has now. Until the last call it keeps every capability,
+// whatever its user ids; nothing after it can count on any.
 //
 // The order is that of what each step needs: bounds are dropped and ids changed
 // with CAP_SETPCAP, CAP_SETGID and CAP_SETUID still there; ambient capabilities
 // are raised while the permitted ones are full, as the seed had them, for a
 // secure bit may forbid it afterwards; the real sets come last.
-func credentials(s *script, p *image.Process, lastCap int, full uint64) {
+func credentials(s *script, p *image.Process, lastCap int, own *image.Creds) {
 	c := &p.Creds
+	if sameCreds(c, own) {
+		return
+	}
+	full := own.CapPrm
 	s.onf("secure bits")
 	s.call(unix.SYS_PRCTL, unix.PR_SET_SECUREBITS, secbitNoSetuidFixup|secbitKeepCaps, 0, 0, 0)
 	for n := range lastCap + 1 {

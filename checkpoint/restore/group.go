@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/pageferry/pageferry/checkpoint/cgroup"
 )
 
@@ -20,20 +22,46 @@ func parentGroup(parent string) (cgroup.Group, error) {
 	return cgroup.At(filepath.Join(root.Dir(), parent)), nil
 }
 
-// ownGroup makes the group of one process.
-func ownGroup(c *Config) (cgroup.Group, error) {
+// ownGroup makes the group of one process. Until filled is called, which can be
+// done more than once, no Sweep takes it for one that is left over.
+func ownGroup(c *Config) (_ cgroup.Group, filled func(), err error) {
+	filled = func() {}
 	parent, err := parentGroup(c.CgroupParent)
 	if err != nil {
-		return parent, err
+		return parent, filled, err
 	}
 	if err := os.MkdirAll(parent.Dir(), 0o755); err != nil {
-		return parent, err
+		return parent, filled, err
 	}
+	lock, err := lockGroup(parent, unix.LOCK_SH)
+	if err != nil {
+		return parent, filled, err
+	}
+	filled = func() { lock.Close() }
 	g := cgroup.At(filepath.Join(parent.Dir(), c.ID))
 	if err := os.Mkdir(g.Dir(), 0o755); err != nil {
-		return g, fmt.Errorf("a process of that id is being rebuilt or was: %w", err)
+		filled()
+		return g, filled, fmt.Errorf("a process of that id is being rebuilt or was: %w", err)
 	}
-	return g, nil
+	return g, filled, nil
+}
+
+// lockGroup keeps Prepare and Sweep apart, also those of other programs.
+func lockGroup(g cgroup.Group, how int) (*os.File, error) {
+	f, err := os.Open(g.Dir())
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), how)
+		if err == nil {
+			return f, nil
+		}
+		if err != unix.EINTR {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", g.Dir(), err)
+		}
+	}
 }
 
 // toldToFreeze reports whether the group was told to stand still, which it then

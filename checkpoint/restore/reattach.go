@@ -95,7 +95,7 @@ func (s *Skeleton) find() (dying bool, err error) {
 const shortSeedName = "pageferry-seed"
 
 // Sweep removes the cgroups of processes that have ended. It is cheap; call it
-// now and then, and not while a Prepare of the same parent runs.
+// now and then. While a Prepare of the same parent makes a group, it does nothing.
 func Sweep(cfg Config) error {
 	cfg.ensureDefaults()
 	parent, err := parentGroup(cfg.CgroupParent)
@@ -108,6 +108,13 @@ func Sweep(cfg Config) error {
 	} else if err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
+	lock, err := lockGroup(parent, unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
+	defer lock.Close()
 	for _, e := range es {
 		if !e.IsDir() {
 			continue

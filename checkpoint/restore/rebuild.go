@@ -126,8 +126,8 @@ func (r *rebuild) check() (err error) {
 	if err := checkMappings(r.p); err != nil {
 		return err
 	}
-	if c := &r.p.Creds; (c.CapPrm|c.CapEff|c.CapAmb|c.CapInh)&^r.caps != 0 {
-		return fmt.Errorf("%w: it has capabilities %#x, which we have not to give", ErrUnsupported, (c.CapPrm|c.CapEff|c.CapAmb|c.CapInh)&^r.caps)
+	if c := &r.p.Creds; (c.CapPrm|c.CapEff|c.CapAmb|c.CapInh)&^r.creds.CapPrm != 0 {
+		return fmt.Errorf("%w: it has capabilities %#x, which we have not to give", ErrUnsupported, (c.CapPrm|c.CapEff|c.CapAmb|c.CapInh)&^r.creds.CapPrm)
 	}
 	if r.regions, err = planRegions(r.p, r.m); err != nil {
 		return err
@@ -344,7 +344,7 @@ func (r *rebuild) threadState() error {
 	scripts := make([]*script, len(r.p.Threads))
 	for i := range r.p.Threads {
 		scripts[i] = newScript(r.target.t)
-		threadState(scripts[i], r.p, &r.p.Threads[i], r.lastCap, r.caps)
+		threadState(scripts[i], r.p, &r.p.Threads[i], r.lastCap, &r.creds)
 	}
 	return runAll(r.tids, scripts)
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pageferry/pageferry/checkpoint/cgroup"
+	"github.com/pageferry/pageferry/checkpoint/image"
 	"github.com/pageferry/pageferry/internal/sys"
 	"github.com/pageferry/pageferry/proc"
 )
@@ -50,10 +51,10 @@ type Skeleton struct {
 	born    birth        // what target was made as
 	offsets clocks       // of its time namespace
 
-	seedOOM     int    // oom_score_adj that children of the seed begin with
-	caps        uint64 // permitted to the seed
-	stopped     bool   // the image says SIGSTOPped
-	countTimers bool   // by a test: as if the kernel could not be asked for a timer's number
+	seedOOM     int         // oom_score_adj that children of the seed begin with
+	creds       image.Creds // of the seed
+	stopped     bool        // the image says SIGSTOPped
+	countTimers bool        // by a test: as if the kernel could not be asked for a timer's number
 }
 
 // What the seed and the init of a pid namespace are called.
@@ -76,9 +77,12 @@ func Prepare(ctx context.Context, cfg Config) (_ *Skeleton, err error) {
 	}
 	cfg.ensureDefaults()
 	s := &Skeleton{cfg: cfg}
-	if s.group, err = ownGroup(&cfg); err != nil {
+	group, filled, err := ownGroup(&cfg)
+	if err != nil {
 		return nil, fmt.Errorf("restore: prepare %s: %w", cfg.ID, err)
 	}
+	defer filled()
+	s.group = group
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("restore: prepare %s: %w", cfg.ID, err), s.abort(context.WithoutCancel(ctx)))
@@ -89,6 +93,7 @@ func Prepare(ctx context.Context, cfg Config) (_ *Skeleton, err error) {
 	if err := s.plant(); err != nil {
 		return nil, err
 	}
+	filled()
 	if err := s.reserve(); err != nil {
 		return nil, err
 	}
@@ -207,7 +212,14 @@ func (s *Skeleton) widen(pid int) error {
 	if err != nil {
 		return err
 	}
-	s.caps = st.CapPrm
+	bits, err := unix.PrctlRetInt(unix.PR_GET_SECUREBITS, 0, 0, 0, 0)
+	if err != nil {
+		return fmt.Errorf("secure bits: %w", err)
+	}
+	s.creds = image.Creds{
+		UID: st.UID, GID: st.GID, Groups: st.Groups, CapInh: st.CapInh, CapPrm: st.CapPrm, CapEff: st.CapEff,
+		CapBnd: st.CapBnd, CapAmb: st.CapAmb, SecureBits: uint32(bits), NoNewPrivs: st.NoNewPrivs,
+	}
 	return nil
 }
 

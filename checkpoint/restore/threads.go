@@ -14,7 +14,7 @@ const defaultTimerSlack = 50_000
 
 // threadState is what each thread sets of its own. What blocks until a page is
 // there comes last: the kernel writes to the rseq area when the thread returns.
-func threadState(s *script, p *image.Process, t *image.Thread, lastCap int, caps uint64) {
+func threadState(s *script, p *image.Process, t *image.Thread, lastCap int, own *image.Creds) {
 	s.onf("thread %d", t.TID)
 	s.call(unix.SYS_SET_TID_ADDRESS, t.ClearTID)
 	if t.Robust != 0 {
@@ -42,7 +42,7 @@ func threadState(s *script, p *image.Process, t *image.Thread, lastCap int, caps
 		s.onf("pending signal %d of thread %d", info.Signo(), t.TID)
 		s.call(unix.SYS_RT_TGSIGQUEUEINFO, uint64(p.PID), uint64(t.TID), uint64(info.Signo()), s.Bytes(si))
 	}
-	credentials(s, p, lastCap, caps)
+	credentials(s, p, lastCap, own)
 	if p.PDeathSig != 0 {
 		s.onf("parent death signal of thread %d", t.TID)
 		s.call(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uint64(p.PDeathSig), 0, 0, 0)
