@@ -200,6 +200,7 @@ func (a *arrival) Resident(ctx context.Context) error {
 // Finish removes what Adopt would find.
 func (a *arrival) Finish(context.Context) error {
 	a.host.forget(a.id)
+	sweep(a.log)
 	return os.RemoveAll(a.dir)
 }
 

@@ -38,6 +38,7 @@ func newHost(opts HostOptions) (*host, error) {
 	if h.kill != nil {
 		inject.KillPoint = func(p string) { h.kill("inject/" + p) }
 	}
+	sweep(log)
 	return h, nil
 }
 

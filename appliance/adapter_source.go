@@ -13,6 +13,7 @@ import (
 	"github.com/pageferry/pageferry/checkpoint/fds"
 	"github.com/pageferry/pageferry/checkpoint/image"
 	"github.com/pageferry/pageferry/checkpoint/inspect"
+	"github.com/pageferry/pageferry/checkpoint/restore"
 	"github.com/pageferry/pageferry/migrate"
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/proc"
@@ -158,8 +159,24 @@ func (p *process) Held(context.Context) (bool, error) {
 }
 
 func (p *process) Thaw(ctx context.Context) error { return gone(p.s.Thaw(ctx)) }
-func (p *process) Kill(ctx context.Context) error { return gone(p.s.Kill(ctx)) }
 func (p *process) Close() error                   { return p.s.Close() }
+
+// Kill also clears away the cgroup that it lived in, where it arrived here by a
+// migration itself.
+func (p *process) Kill(ctx context.Context) error {
+	err := gone(p.s.Kill(ctx))
+	if err == nil {
+		sweep(p.log)
+	}
+	return err
+}
+
+// sweep clears away the cgroups of processes that arrived and have ended.
+func sweep(log *slog.Logger) {
+	if err := restore.Sweep(restore.Config{}); err != nil {
+		log.Warn("cgroups of processes that have ended", "err", err)
+	}
+}
 
 // AtSwitch ends the copy's listeners and connections. Nobody will ever answer
 // there again, and their clients should learn it now rather than by a timeout.

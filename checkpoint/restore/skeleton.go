@@ -94,6 +94,7 @@ func Prepare(ctx context.Context, cfg Config) (_ *Skeleton, err error) {
 		return nil, err
 	}
 	filled()
+	filled()
 	if err := s.reserve(); err != nil {
 		return nil, err
 	}
