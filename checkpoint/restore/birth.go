@@ -187,12 +187,15 @@ func (s *Skeleton) join(b birth) error {
 	return sc.run(s.target.pid)
 }
 
-// fits reports whether the process that was made before the image came is what
-// the image wants.
+// fits reports whether the process that was made before the image came is, or
+// can still become, what the image wants: leader of its session or group it can
+// become later, member of another's only by birth.
 func (s *Skeleton) fits(p *image.Process, now clocks) bool {
 	host, err := hostClocks()
-	return err == nil && s.target != nil && s.born.pid == p.PID && s.born.pgid == p.PGID && s.born.sid == p.SID &&
-		host.add(s.offsets).continues(now)
+	if err != nil || s.target == nil || s.born.pid != p.PID || !host.add(s.offsets).continues(now) {
+		return false
+	}
+	return s.born.pgid == p.PGID && s.born.sid == p.SID || s.born.sid == 0 && s.born.pgid == 0 && (p.SID <= 0 || p.SID == p.PID)
 }
 
 // unborn ends the process and what was made for it, but the seed.

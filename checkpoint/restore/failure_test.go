@@ -95,8 +95,12 @@ func TestPreparedProcess(t *testing.T) {
 	require(t)
 	for name, tc := range map[string]struct {
 		ahead time.Duration // of the image's clocks at Prepare
+		whole bool          // session and group known at Prepare
 		kept  bool
-	}{"kept": {time.Millisecond, true}, "behind": {-time.Hour, false}, "far ahead": {time.Hour, false}} {
+	}{
+		"kept": {time.Millisecond, true, true}, "session later": {time.Millisecond, false, true},
+		"behind": {-time.Hour, true, false}, "far ahead": {time.Hour, true, false},
+	} {
 		t.Run(name, func(t *testing.T) {
 			testutil.NoLeaks(t)
 			ctx := timed(t)
@@ -104,7 +108,10 @@ func TestPreparedProcess(t *testing.T) {
 			pid := freePID(t)
 			img, mem, trap, _ := tiny(t, pid)
 			defer trap.close()
-			cfg.PID, cfg.PGID, cfg.SID = pid, pid, pid
+			cfg.PID = pid
+			if tc.whole {
+				cfg.PGID, cfg.SID = pid, pid
+			}
 			cfg.Monotonic, cfg.Boottime = img.Monotonic+tc.ahead, img.Boottime+tc.ahead
 			s, err := Prepare(ctx, cfg)
 			if err != nil {
@@ -114,16 +121,19 @@ func TestPreparedProcess(t *testing.T) {
 			if s.PID() != pid {
 				t.Fatalf("pid %d after Prepare, want %d", s.PID(), pid)
 			}
-			before, err := proc.ReadStat(pid)
-			if err != nil {
-				t.Fatal(err)
-			}
 			ns := timeNamespace(t, pid)
 			if err := s.Rebuild(ctx, img, mem, trap); err != nil {
 				t.Fatal(err)
 			}
 			if got := timeNamespace(t, pid) == ns; got != tc.kept {
-				t.Errorf("the same time namespace: %v, want %v (process of %d)", got, tc.kept, before.StartTime)
+				t.Errorf("the same time namespace: %v, want %v", got, tc.kept)
+			}
+			after, err := proc.ReadStatus(pid)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if after.NSSID[0] != pid || after.NSPGID[0] != pid {
+				t.Errorf("session %v and group %v, want %d", after.NSSID, after.NSPGID, pid)
 			}
 		})
 	}

@@ -9,11 +9,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/pageferry/pageferry/checkpoint/fds"
 	"github.com/pageferry/pageferry/checkpoint/image"
 	"github.com/pageferry/pageferry/internal/sys"
 	"github.com/pageferry/pageferry/page"
-	"github.com/pageferry/pageferry/proc"
 )
 
 // rebuild is the work on one process, from image to registers.
@@ -153,11 +151,19 @@ func (r *rebuild) check() (err error) {
 // number is taken it begins again in a pid namespace, if it may.
 func (r *rebuild) threads() error {
 	now := clocks{r.img.Monotonic, r.img.Boottime}
-	if !r.fits(r.p, now) {
+	want := birth{pid: r.p.PID, pgid: r.p.PGID, sid: r.p.SID}
+	switch {
+	case !r.fits(r.p, now):
 		r.unborn()
-		if err := r.beborn(birth{pid: r.p.PID, pgid: r.p.PGID, sid: r.p.SID}, now); err != nil {
+		if err := r.beborn(want, now); err != nil {
 			return err
 		}
+	case r.born.sid != want.sid || r.born.pgid != want.pgid:
+		want.newNS = r.born.newNS
+		if err := r.join(want); err != nil {
+			return err
+		}
+		r.born = want
 	}
 	for {
 		var err error
@@ -217,185 +223,4 @@ func batchSignal(p *image.Process) unix.Signal {
 		}
 	}
 	return unix.SIGURG
-}
-
-// layout clears the address space but for the stub area and puts the vdso and
-// the shared memory objects into it.
-func (r *rebuild) layout() error {
-	v, err := r.vdso()
-	if err != nil {
-		return err
-	}
-	taken := append(layoutOf(r.p), r.area)
-	if len(v.parts) > 0 {
-		taken = append(taken, v.span())
-	}
-	s := newScript(r.target.t)
-	if len(v.parts) > 0 {
-		s.clear(r.area, v.span())
-	} else {
-		s.clear(r.area)
-	}
-	patch, err := placeVDSO(s, v, r.p, taken, r.cfg.ForceVDSOBridge)
-	if err != nil {
-		s.Discard()
-		return err
-	}
-	if len(v.parts) > 0 {
-		taken = append(taken, v.span())
-	}
-	if r.objects, err = sharedObjects(r.img, r.p, r.m, &taken); err != nil {
-		s.Discard()
-		return err
-	}
-	for _, o := range r.objects {
-		o.make(s)
-	}
-	if err := s.run(r.target.pid); err != nil {
-		return err
-	}
-	if patch != nil {
-		r.cfg.Log.Info("vdso of another kernel: bridged", "id", r.cfg.ID, "pid", r.p.PID)
-		if _, err := r.mem.WriteAt(patch.bytes, int64(patch.at)); err != nil {
-			return fmt.Errorf("write the vdso: %w", err)
-		}
-	}
-	for _, o := range r.objects {
-		if err := o.fill(r.pidfd, r.mem); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// mappings makes all of them, and the userfaultfd: in one batch.
-func (r *rebuild) mappings() error {
-	s := newScript(r.target.t)
-	mapAll(s, r.p)
-	for _, o := range r.objects {
-		o.mapInto(s)
-	}
-	dressAll(s, r.p)
-	trapped := false
-	for _, g := range r.regions {
-		trapped = trapped || g.Kind == RegionUFFD
-	}
-	s.onf("userfaultfd")
-	get := func() (uint64, error) { return 0, nil }
-	if trapped {
-		get = s.call(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK).Ret
-	}
-	if err := s.run(r.target.pid); err != nil {
-		return err
-	}
-	if !trapped {
-		return nil
-	}
-	fd, err := get()
-	r.uffd = int(fd)
-	return err
-}
-
-// adopt hands the memory over. The process's own copy of the userfaultfd is
-// closed with the other descriptors of the seed, by the next step.
-func (r *rebuild) adopt() error {
-	return adopt(r.ctx, r.trap, 0, r.target.pid, r.pidfd, r.uffd, r.regions, r.m)
-}
-
-func (r *rebuild) descriptors() error {
-	c := &fds.RestoreContext{
-		Target: r.target.t, TID: r.target.pid, PID: r.target.pid, Image: r.img, Process: r.p,
-		MemoryFD: map[int]int{}, Addresses: r.cfg.Addresses, Log: r.cfg.Log,
-	}
-	for _, o := range r.objects {
-		if o.fd != 0 {
-			c.MemoryFD[o.index] = o.fd
-		}
-		if o.keeps() {
-			c.Keep = append(c.Keep, o.readOnly)
-		}
-	}
-	return fds.Restore(r.ctx, c)
-}
-
-// process sets what all threads share.
-func (r *rebuild) process() error {
-	tid := r.target.pid
-	s := newScript(r.target.t)
-	memoryMap(s, r.p)
-	processState(s, r.p)
-	ask := s.call(unix.SYS_PRCTL, sys.PrTimerCreateRestoreIDs, prTimerCreateRestoreIDsGet, 0, 0, 0).Optional()
-	pendingShared(s, r.p)
-	if err := s.run(tid); err != nil {
-		return err
-	}
-	_, err := ask.Ret()
-	if err := createTimers(r.target.t, tid, r.p.PosixTimers, err == nil && !r.countTimers); err != nil {
-		return err
-	}
-	return r.outside(r.p, r.tids)
-}
-
-// prTimerCreateRestoreIDsGet only asks, which tells whether the kernel knows it.
-const prTimerCreateRestoreIDsGet = 2
-
-// threadState lets every thread set what is its own, all at once.
-func (r *rebuild) threadState() error {
-	scripts := make([]*script, len(r.p.Threads))
-	for i := range r.p.Threads {
-		scripts[i] = newScript(r.target.t)
-		threadState(scripts[i], r.p, &r.p.Threads[i], r.lastCap, &r.creds)
-	}
-	return runAll(r.tids, scripts)
-}
-
-// memory waits for the pages that must be there, and closes what depended on it.
-func (r *rebuild) memory() error {
-	if err := r.trap.WaitEager(r.ctx); err != nil {
-		return fmt.Errorf("trap: %w", err)
-	}
-	s := newScript(r.target.t)
-	for _, o := range r.objects {
-		o.finish(s)
-	}
-	sealAll(s, r.p)
-	afterCredentials(s, r.p)
-	armTimers(s, r.p)
-	if err := s.run(r.target.pid); err != nil {
-		return err
-	}
-	for _, o := range r.objects {
-		if err := o.seal(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// registers takes the stub area away and makes every thread stand where it
-// stood. It is the last step: from here on no thread can make a call for us.
-func (r *rebuild) registers() (err error) {
-	t := r.target.t
-	r.target.t = nil
-	if err := t.Close(r.target.pid); err != nil {
-		return err
-	}
-	r.tr.Do(func() {
-		for i, tid := range r.tids {
-			if err = setRegisters(tid, &r.p.Threads[i]); err != nil {
-				return
-			}
-		}
-	})
-	r.stopped = r.p.Stopped
-	return err
-}
-
-// vdso is where the kernel put its own in the process.
-func (r *rebuild) vdso() (*vdso, error) {
-	ms, err := proc.ReadMaps(r.target.pid)
-	if err != nil {
-		return nil, err
-	}
-	return vdsoAmong(ms), nil
 }

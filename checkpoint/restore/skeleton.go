@@ -94,7 +94,6 @@ func Prepare(ctx context.Context, cfg Config) (_ *Skeleton, err error) {
 		return nil, err
 	}
 	filled()
-	filled()
 	if err := s.reserve(); err != nil {
 		return nil, err
 	}
