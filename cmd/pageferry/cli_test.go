@@ -18,6 +18,7 @@ import (
 	"github.com/pageferry/pageferry/appliance/lab"
 	"github.com/pageferry/pageferry/appliance/pager"
 	"github.com/pageferry/pageferry/internal/testutil"
+	"github.com/pageferry/pageferry/perf/workload"
 )
 
 // TestMain is also the roles that this program has when it runs itself.
@@ -27,6 +28,8 @@ func TestMain(m *testing.M) {
 		switch os.Args[1] {
 		case "pager":
 			os.Exit(pager.Main(os.Args[2:]))
+		case "workload":
+			os.Exit(workload.Main(os.Args[2:]))
 		case "daemon":
 			os.Exit(mainStatus())
 		}
