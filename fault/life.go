@@ -21,9 +21,13 @@ func (t *Trap) Recover(adopt func(fd int) (int, error)) {
 			continue
 		}
 		if sp.Pending() > 0 {
-			// More may be on its way, but what led to this was read long ago.
 			t.sort(sp, 0, nil)
-			for !t.settle(sp, adopt) {
+			// What else is on its way has to be read before it is settled.
+			for tries := 0; !t.settle(sp, adopt); pause(&tries) {
+				if err := t.read(sp); err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
+					t.log.Error("userfaultfd cannot be read", "pid", sp.PID(), "err", err)
+					break
+				}
 			}
 		}
 		sp.Unlock()

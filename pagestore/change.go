@@ -125,14 +125,13 @@ func merge(segs []Segment) []Segment {
 func (c *Change) Fork(k, fd int) (child *Space, made bool, err error) {
 	sp, s := c.sp, c.sp.st
 	key := sp.Seq() + uint64(k) + 1
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	for _, o := range s.Spaces() {
-		if s.load64(o.at+pParent) == uint64(sp.slot+1) && s.load64(o.at+pParentSeq) == key {
-			o.mu.Lock() // it is live: nobody else can end it now
+		if s.load64(o.at+pParent) == uint64(sp.slot+1) && s.load64(o.at+pParentSeq) == key && o.Lock() {
 			return o, false, nil
 		}
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	child, err = s.newSpace(sp.src, len(c.segs))
 	if err != nil {
 		return nil, false, err

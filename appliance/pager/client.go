@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"sync"
 	"time"
@@ -144,8 +145,12 @@ func (c *Client) watch() {
 	}
 	<-c.done
 	_ = c.conn.c.Close()
-	if gone && c.reap != nil {
-		c.reap()
+	if c.reap != nil {
+		if gone {
+			c.reap()
+		} else {
+			go c.reap() // it is our child still, whenever it ends
+		}
 	}
 	c.mu.Lock()
 	finished := c.finished
@@ -179,7 +184,7 @@ func (c *Client) call(ctx context.Context, o op, body any, files ...*os.File) (p
 		c.mu.Unlock()
 	}()
 	if err := c.conn.send(packet{ID: id, Op: o}, body, files...); err != nil {
-		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, os.ErrClosed) {
+		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, net.ErrClosed) {
 			err = fmt.Errorf("%w: %w", ErrGone, err)
 		}
 		return packet{}, err
@@ -236,14 +241,14 @@ func (c *Client) Adopt(ctx context.Context, a Adoption) error {
 	return err
 }
 
-// Fetch begins the background stream. Idempotent.
+// Fetch begins the background stream; before it only faults, hot and eager pages
+// are fetched, from Adopt on. Idempotent.
 func (c *Client) Fetch(ctx context.Context) error {
 	_, err := c.call(ctx, opFetch, nil)
 	return err
 }
 
-// WaitEager waits until every eager page of what was adopted is in place. It
-// needs Fetch. Broken lanes do not end it: new ones may come.
+// WaitEager waits until every eager page of what was adopted is in place. Broken lanes do not end it: new ones may come.
 func (c *Client) WaitEager(ctx context.Context) error {
 	_, err := c.call(ctx, opWaitEager, nil)
 	return err

@@ -7,12 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -311,4 +311,21 @@ func (r *rig) stats() Stats {
 	return st
 }
 
-var _ = net.ErrClosed
+func itoa(n int) string { return fmt.Sprint(n) }
+
+func exitStatus(err error) int {
+	var e *exec.ExitError
+	if errors.As(err, &e) {
+		if ws, ok := e.Sys().(syscall.WaitStatus); ok {
+			return int(ws)
+		}
+	}
+	return 0
+}
+
+// adoptionAgain is an adoption without descriptors of pages that were adopted.
+func (p *program) adoptionAgain() Adoption {
+	a := p.adoption()
+	a.UFFD = p.control
+	return a
+}

@@ -151,8 +151,8 @@ func (s *server) begin(keeper int) error {
 			s.log.Error("the trap has ended: faults are not answered any more", "err", err)
 		}
 	}()
-	if s.store.Flag(pagestore.FlagFetching) {
-		s.fetch.Start()
+	if s.cfg.OldKeeper != 0 {
+		s.fetch.Start(s.store.Flag(pagestore.FlagFetching))
 	}
 	return nil
 }
@@ -258,7 +258,7 @@ func (s *server) handle(p packet, files []*os.File) (body any, err error) {
 		return nil, s.adopt(m, p, files)
 	case opFetch:
 		s.store.SetFlag(pagestore.FlagFetching)
-		s.fetch.Start()
+		s.fetch.Start(true)
 		return nil, nil
 	case opWaitEager:
 		return nil, s.await(&s.eager)
@@ -376,9 +376,7 @@ func (s *server) adopt(m adoptMsg, p packet, files []*os.File) error {
 	}
 	fds[0], fds[1] = -1, -1
 	s.trap.Kick()
-	if s.store.Flag(pagestore.FlagFetching) {
-		s.fetch.Start()
-	}
+	s.fetch.Start(s.store.Flag(pagestore.FlagFetching))
 	return nil
 }
 

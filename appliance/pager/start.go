@@ -100,6 +100,9 @@ func start(ctx context.Context, cfg Config, oldKeeper int) (*Client, error) {
 		c.c.Close()
 		return nil, err
 	}
+	if oldKeeper != 0 {
+		reapOrphan(oldKeeper)
+	}
 	return newClient(cfg, c, w, pidfd, func() { _ = cmd.Wait() }), nil
 }
 
@@ -294,7 +297,11 @@ func endByPID(pid int, start uint64) error {
 // its pager died and this process adopts orphans.
 func endKeeper(pid int, start uint64) error {
 	err := endByPID(pid, start)
-	var ws unix.WaitStatus
-	_, _ = unix.Wait4(pid, &ws, unix.WNOHANG, nil)
+	reapOrphan(pid)
 	return err
+}
+
+func reapOrphan(pid int) {
+	var ws unix.WaitStatus
+	_, _ = unix.Wait4(pid, &ws, unix.WNOHANG, nil) // not ours: somebody else reaps it
 }
