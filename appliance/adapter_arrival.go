@@ -111,14 +111,11 @@ func (a *arrival) Rebuild(ctx context.Context, st migrate.State, all bool) error
 		mem[i] = image.Memory{Space: m.Space, Lazy: m.Lazy, Eager: m.Eager, Hot: m.Hot}
 	}
 	decoded := time.Now()
-	if err := a.skeleton.Rebuild(ctx, img, mem, a); err != nil {
+	if err := a.skeleton.Rebuild(ctx, img, mem, trap{a, all}); err != nil {
 		return err
 	}
 	rebuilt := time.Now()
 	if all {
-		if err := a.Fetch(ctx); err != nil {
-			return err
-		}
 		if err := a.retry(ctx, func(p *pager.Client) error { return p.WaitResident(ctx) }); err != nil {
 			return err
 		}
@@ -130,8 +127,13 @@ func (a *arrival) Rebuild(ctx context.Context, st migrate.State, all bool) error
 	return err
 }
 
-// Adopt and WaitEager make an arrival the trap of its skeleton.
-func (a *arrival) Adopt(ctx context.Context, ad restore.Adoption) error {
+// trap is the pager as the skeleton sees it.
+type trap struct {
+	*arrival
+	all bool // fetch everything at once: nothing runs before it is there
+}
+
+func (a trap) Adopt(ctx context.Context, ad restore.Adoption) error {
 	defer ad.UFFD.Close()
 	defer ad.Mem.Close()
 	pa := pager.Adoption{
@@ -146,15 +148,15 @@ func (a *arrival) Adopt(ctx context.Context, ad restore.Adoption) error {
 		pa.Regions = append(pa.Regions, pager.Region{Range: r.Range, Kind: kind, Shared: r.Shared})
 	}
 	begin := time.Now()
-	p := a.current()
-	if err := p.Adopt(ctx, pa); err != nil {
-		return err
-	}
+	err := a.current().Adopt(ctx, pa)
 	a.log.Debug("memory adopted", "regions", len(pa.Regions), "took", time.Since(begin))
-	return p.Fetch(ctx)
+	if err == nil && a.all {
+		err = a.Fetch(ctx)
+	}
+	return err
 }
 
-func (a *arrival) WaitEager(ctx context.Context) error {
+func (a trap) WaitEager(ctx context.Context) error {
 	begin := time.Now()
 	defer func() { a.log.Debug("eager pages in place", "waited", time.Since(begin)) }()
 	return a.retry(ctx, func(p *pager.Client) error { return p.WaitEager(ctx) })

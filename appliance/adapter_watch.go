@@ -65,9 +65,5 @@ func (a *arrival) retry(ctx context.Context, f func(p *pager.Client) error) erro
 			}
 		}
 		deadline.Stop()
-		// Whoever takes over fetches nothing until it is told to.
-		if err := a.current().Fetch(ctx); err != nil && !errors.Is(err, pager.ErrGone) {
-			return err
-		}
 	}
 }

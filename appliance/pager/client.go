@@ -139,7 +139,7 @@ func (c *Client) watch() {
 	if gone {
 		// What it said last is in the socket already, and nothing ends it: the
 		// keeper holds the other end.
-		_ = c.conn.c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		_ = c.conn.c.CloseRead()
 	} else {
 		_ = c.conn.c.Close()
 	}

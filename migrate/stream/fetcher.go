@@ -73,6 +73,7 @@ type Fetcher struct {
 	mu       sync.Mutex
 	lanes    []*lane
 	started  bool
+	all      bool // not only hot and eager pages
 	closed   bool
 	flight   map[*pagestore.Source]*flight
 	redo     []piece
@@ -151,10 +152,11 @@ func (f *Fetcher) resendWaiting() {
 }
 
 // Start begins the background stream, and begins it anew after address spaces
-// were added to the store.
-func (f *Fetcher) Start() {
+// were added to the store: with hot and eager pages, and the others once all was
+// set.
+func (f *Fetcher) Start(all bool) {
 	f.mu.Lock()
-	f.started = true
+	f.started, f.all = true, f.all || all
 	f.rewind()
 	f.told.eager, f.told.resident = false, false
 	f.mu.Unlock()
@@ -353,7 +355,11 @@ func (f *Fetcher) rewind() {
 		f.stopNext()
 	}
 	f.cur = piece{}
-	f.next, f.stopNext = iter.Pull2(iter.Seq2[*pagestore.Source, pagestore.Span](f.cfg.Order(f.st)))
+	order := Order(hotEager)
+	if f.all {
+		order = f.cfg.Order
+	}
+	f.next, f.stopNext = iter.Pull2(order(f.st))
 }
 
 // take returns up to n pages of one source that are missing and not asked for,
