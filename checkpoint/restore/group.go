@@ -78,3 +78,28 @@ func killAll(g cgroup.Group) error {
 	}
 	return nil
 }
+
+// parkedMark is an extended attribute of the cgroup of a process that was parked:
+// whole, and nobody's tracee. What has none was only half built.
+const parkedMark = "trusted.pageferry.parked"
+
+// markParked sets parkedMark. A kernel without attributes of cgroups goes
+// without.
+func markParked(g cgroup.Group) error {
+	if err := unix.Setxattr(g.Dir(), parkedMark, []byte{'1'}, 0); err != nil && err != unix.ENOTSUP {
+		return fmt.Errorf("mark cgroup %s: %w", g.Dir(), err)
+	}
+	return nil
+}
+
+// wasParked reads parkedMark.
+func wasParked(g cgroup.Group) (bool, error) {
+	_, err := unix.Getxattr(g.Dir(), parkedMark, nil)
+	switch err {
+	case nil, unix.ENOTSUP:
+		return true, nil
+	case unix.ENODATA:
+		return false, nil
+	}
+	return false, &fs.PathError{Op: "getxattr", Path: g.Dir(), Err: err}
+}

@@ -193,7 +193,7 @@ func TestMappingsOfEveryKind(t *testing.T) {
 	want := layout(t, p.Pid())
 	var guards []page.Range
 	for hop := range 2 {
-		trap := move(t, timed(t), p, nil)
+		trap := move(t, p, nil)
 		trap.resident(t)
 		var found []page.Range // before this hop, which is after the last
 		for _, v := range trap.sn.img.Processes[0].VMAs {

@@ -26,8 +26,9 @@ type snapshot struct {
 }
 
 // take captures a process, reads all its pages and ends it.
-func take(t *testing.T, ctx context.Context, p *testutil.Process) *snapshot {
+func take(t *testing.T, p *testutil.Process) *snapshot {
 	t.Helper()
+	ctx := timed(t)
 	s, err := checkpoint.Open(p.Pid(), checkpoint.Options{TCPClose: true})
 	if err != nil {
 		t.Fatal(err)
@@ -63,7 +64,7 @@ func take(t *testing.T, ctx context.Context, p *testutil.Process) *snapshot {
 	}
 	p.Kill()
 	// Its number is free when it was reaped, by whoever that falls to.
-	testutil.Eventually(t, limit, func() error {
+	testutil.Eventually(t, 4*limit, func() error {
 		if err := unix.Kill(p.Pid(), 0); err != unix.ESRCH {
 			return fmt.Errorf("pid %d is still there: %v", p.Pid(), err)
 		}
@@ -247,14 +248,14 @@ func (s *server) resident(t *testing.T) {
 
 // move takes a program away and makes it anew. It returns the trap, which still
 // has every lazy page that the program did not ask for.
-func move(t *testing.T, ctx context.Context, p *testutil.Process, adapt func(*Config)) *server {
+func move(t *testing.T, p *testutil.Process, adapt func(*Config)) *server {
 	t.Helper()
 	cfg := config(t)
-	cfg.PIDNamespace = NamespaceHost
 	if adapt != nil {
 		adapt(&cfg)
 	}
-	sn := take(t, ctx, p)
+	sn := take(t, p)
+	ctx := timed(t) // from here: the former process may have been slow to be reaped
 	trap := serve(sn)
 	steps := map[string]time.Time{}
 	cfg.KillPoint = func(name string) { steps[name] = time.Now() }

@@ -53,7 +53,10 @@ func (s *Skeleton) park(ctx context.Context) error {
 			return fmt.Errorf("SIGSTOP: %w", err)
 		}
 	}
-	return s.group.AwaitFrozen(ctx)
+	if err := s.group.AwaitFrozen(ctx); err != nil {
+		return err
+	}
+	return markParked(s.group)
 }
 
 // Release lets the process run, or, if it was stopped at the source, stand in

@@ -13,7 +13,7 @@ func TestRedis(t *testing.T) {
 	r.Populate(20000, 200)
 	want := r.Digest()
 	for range 3 {
-		trap := move(t, timed(t), r.Process, nil)
+		trap := move(t, r.Process, nil)
 		r.Ping()
 		if got := r.Digest(); got != want {
 			t.Fatalf("its data has digest %s, want %s", got, want)
@@ -32,7 +32,7 @@ func TestMemcached(t *testing.T) {
 	testutil.NoLeaks(t)
 	m := testutil.MemcachedTCP(t)
 	m.Populate(500, 1000)
-	trap := move(t, timed(t), m.Process, nil)
+	trap := move(t, m.Process, nil)
 	m.Verify(500, 1000)
 	trap.resident(t)
 }
@@ -47,7 +47,7 @@ func TestSelfCheckingPrograms(t *testing.T) {
 			rec := testutil.NewRecorder(t)
 			p := start(t, testutil.ProgramConfig{Recorder: rec})
 			for range 3 {
-				trap := move(t, timed(t), p.Process, nil)
+				trap := move(t, p.Process, nil)
 				p.Beat(3)
 				p.Check()
 				trap.resident(t)

@@ -39,6 +39,13 @@ func Reattach(ctx context.Context, cfg Config) (*Skeleton, error) {
 	if frozen {
 		s.state = parked
 	}
+	whole, err := wasParked(s.group)
+	if err != nil {
+		return nil, fmt.Errorf("restore: reattach %s: %w", cfg.ID, err)
+	}
+	if !whole {
+		return nil, s.discard(ctx)
+	}
 	// A tracer's death ends its tracees in a moment, not at once.
 	for wait := time.Millisecond; ; wait *= 2 {
 		dying, err := s.find()
@@ -55,10 +62,15 @@ func Reattach(ctx context.Context, cfg Config) (*Skeleton, error) {
 		}
 	}
 	if s.pid == 0 {
-		err := errors.Join(killAll(s.group), s.group.Remove(ctx))
-		return nil, errors.Join(fmt.Errorf("restore: reattach %s: %w", cfg.ID, ErrNoSkeleton), err)
+		return nil, s.discard(ctx)
 	}
 	return s, nil
+}
+
+// discard removes what is of no use, and says that there was nothing else.
+func (s *Skeleton) discard(ctx context.Context) error {
+	err := errors.Join(killAll(s.group), s.group.Remove(ctx))
+	return errors.Join(fmt.Errorf("restore: reattach %s: %w", s.cfg.ID, ErrNoSkeleton), err)
 }
 
 // find looks for the process in its cgroup and reports whether something there

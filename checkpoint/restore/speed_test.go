@@ -38,7 +38,7 @@ func TestManyThreadsAndMappings(t *testing.T) {
 	p := testutil.Start(t, testutil.CCText(t, "many", many))
 	p.WaitText("ready", limit)
 	for range 2 {
-		trap := move(t, timed(t), p, nil)
+		trap := move(t, p, nil)
 		trap.resident(t)
 		if !p.Alive() {
 			t.Fatal("it is gone")

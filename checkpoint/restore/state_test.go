@@ -36,7 +36,7 @@ func TestVDSOBridge(t *testing.T) {
 				t.Fatal(err)
 			}
 			for range 2 {
-				trap := move(t, timed(t), p.Process, func(c *Config) { c.ForceVDSOBridge = true })
+				trap := move(t, p.Process, func(c *Config) { c.ForceVDSOBridge = true })
 				trap.resident(t)
 				p.Check()
 			}
@@ -86,7 +86,7 @@ func TestOwnNamespace(t *testing.T) {
 	testutil.NoLeaks(t)
 	p := testutil.StartEverything(t, testutil.ProgramConfig{Args: []string{"--only", "regs,signals,timers,sync"}})
 	was := p.Pid()
-	trap := move(t, timed(t), p.Process, func(c *Config) { c.PIDNamespace = NamespaceNew })
+	trap := move(t, p.Process, func(c *Config) { c.PIDNamespace = NamespaceNew })
 	trap.resident(t)
 	st, err := proc.ReadStatus(p.Pid())
 	if err != nil {
@@ -152,7 +152,7 @@ time.sleep(1e6)
 	p.WaitText("ready", limit)
 	want := attributes(t, p.Pid())
 	for hop := range 2 {
-		move(t, timed(t), p, nil).resident(t)
+		move(t, p, nil).resident(t)
 		got := attributes(t, p.Pid())
 		for i := range want {
 			if got[i] != want[i] {
