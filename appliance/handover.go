@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/pageferry/pageferry/appliance/journal"
 	"github.com/pageferry/pageferry/migrate"
@@ -199,6 +200,11 @@ func (h *handover) finish(ctx context.Context, m *migration, src *migrate.Source
 	case migrate.OutcomeInterrupted: // the next daemon goes on
 	default: // it never came to run
 		outcome = OutcomeFailed
+	}
+	if res.Outcome == migrate.OutcomeDone {
+		d := func(ms float64) time.Duration { return time.Duration(ms * float64(time.Millisecond)) }
+		h.d.log.Debug("switched", "migration", m.id, "downtime", d(res.DowntimeMS), "freeze", d(res.FreezeMS), "send", d(res.SendMS),
+			"rebuild", d(res.RebuildMS), "hold", d(res.HoldMS), "commit", d(res.CommitMS), "accept", d(res.AcceptMS), "release", d(res.ReleaseMS))
 	}
 	if res.Outcome != "" {
 		m.update(func(r *Report) { r.result(res) })

@@ -16,6 +16,8 @@ type Line struct {
 	VerifiedRate uint64 `json:"verified_bytes_per_s"`
 	GapUS        int64  `json:"gap_us"`   // the longest so far
 	StallUS      int64  `json:"stall_us"` // the longest so far
+	// RecentGapUS is the longest since the line before.
+	RecentGapUS int64 `json:"recent_gap_us"`
 }
 
 // Outcome is what is written at the end.

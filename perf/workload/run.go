@@ -50,6 +50,7 @@ type runner struct {
 
 	writes, verified atomic.Uint64 // pages
 	gap, stall       atomic.Int64  // nanoseconds
+	recent           atomic.Int64  // the longest gap since the last line
 }
 
 func newRunner(cfg *Config, w io.Writer) (*runner, error) {
@@ -233,6 +234,7 @@ func (r *runner) pulse(ctx context.Context) {
 		time.Sleep(500 * time.Microsecond)
 		now := time.Now()
 		atMost(&r.gap, int64(now.Sub(last)))
+		atMost(&r.recent, int64(now.Sub(last)))
 		last = now
 	}
 }
@@ -269,6 +271,7 @@ func (r *runner) lines(ctx context.Context) {
 			VerifiedRate: uint64(float64((v-verified)*page.Size) / s),
 			GapUS:        r.gap.Load() / 1000,
 			StallUS:      r.stall.Load() / 1000,
+			RecentGapUS:  r.recent.Swap(0) / 1000,
 		})
 		last, writes, verified = now, w, v
 	}
