@@ -10,10 +10,23 @@ import (
 type disk struct {
 	incarnation Incarnation
 	last        map[transport.MigrationID]*Record
+	// fails says how often the next writes of a state, or of "remove", fail;
+	// lies is the state whose writes are on the disk all the same.
+	fails map[string]int
+	lies  string
+}
+
+// broken is a failure that a test has planned. Caller holds w.mu.
+func (d *disk) broken(what string) bool {
+	if d.fails[what] == 0 {
+		return false
+	}
+	d.fails[what]--
+	return true
 }
 
 func newDisk(n byte) *disk {
-	return &disk{incarnation: Incarnation{n}, last: map[transport.MigrationID]*Record{}}
+	return &disk{incarnation: Incarnation{n}, last: map[transport.MigrationID]*Record{}, fails: map[string]int{}}
 }
 
 // fakeJournals is a daemon's view of its disk.
@@ -72,6 +85,13 @@ func (f *fakeJournal) Append(r Record) error {
 	w := f.j.l.w
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if f.j.d.broken(r.State) {
+		w.logf("  journal of %s fails, lies: %v", r.State, f.j.d.lies == r.State)
+		if f.j.d.lies == r.State {
+			f.j.d.last[f.id] = &r
+		}
+		return errInjected
+	}
 	if err := w.trouble("append to journal: " + r.State); err != nil {
 		if w.rng.IntN(2) == 0 {
 			w.logf("  and is on the disk all the same")
@@ -100,6 +120,9 @@ func (f *fakeJournal) Remove() error {
 	w := f.j.l.w
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if f.j.d.broken("remove") {
+		return errInjected
+	}
 	if err := w.trouble("remove journal"); err != nil {
 		return err
 	}
