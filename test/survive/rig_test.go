@@ -1,0 +1,255 @@
+package survive_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pageferry/pageferry/appliance"
+	"github.com/pageferry/pageferry/appliance/keys"
+	"github.com/pageferry/pageferry/appliance/lab"
+	"github.com/pageferry/pageferry/internal/testutil"
+)
+
+// rig is two hosts with a daemon in each.
+type rig struct {
+	t        testing.TB // of the test that made it
+	lab      *lab.Lab
+	a, b     *node
+	keys     string
+	recorder *testutil.Recorder
+}
+
+// node is one host and its daemon.
+type node struct {
+	r      *rig
+	host   *lab.Host
+	points *points
+	log    *logBuffer
+	config string // without what all nodes have; more lines of YAML
+	daemon *lab.Program
+	mounts string // of the host, when nothing had happened yet
+}
+
+// newRig makes a rig for one test and its subtests.
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	pageferry(t)
+	testutil.NoLeaks(t)
+	r := &rig{t: t, keys: filepath.Join(t.TempDir(), "keys")}
+	r.recorder = testutil.NewRecorder(t)
+	if err := keys.Init(r.keys); err != nil {
+		t.Fatal(err)
+	}
+	l, err := lab.New(t.Context(), lab.Config{Name: testutil.Name()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.lab = l
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	r.a, r.b = r.newNode(l.Hosts()[0]), r.newNode(l.Hosts()[1])
+	for _, n := range r.nodes() {
+		n.start()
+	}
+	t.Cleanup(r.end)
+	return r
+}
+
+func (r *rig) nodes() []*node { return []*node{r.a, r.b} }
+
+// other is the host across.
+func (r *rig) other(n *node) *node {
+	if n == r.a {
+		return r.b
+	}
+	return r.a
+}
+
+func (r *rig) newNode(h *lab.Host) *node {
+	r.t.Helper()
+	n := &node{r: r, host: h, points: newPoints(r.t), log: &logBuffer{}}
+	if err := os.MkdirAll(n.path("/run/pageferry"), 0o700); err != nil {
+		r.t.Fatal(err)
+	}
+	if err := keys.Issue(r.keys, h.Name(), n.path("/run/pageferry")); err != nil {
+		r.t.Fatal(err)
+	}
+	ca, err := os.ReadFile(filepath.Join(r.keys, keys.AuthorityCert))
+	if err == nil {
+		err = os.WriteFile(n.path("/run/pageferry/"+keys.AuthorityCert), ca, 0o644)
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	n.mounts = n.mountinfo()
+	return n
+}
+
+// path is a path of the host as seen from here.
+func (n *node) path(p string) string { return filepath.Join(n.host.Root(), p) }
+
+// name is the host's.
+func (n *node) name() string { return n.host.Name() }
+
+// start runs a daemon and waits until it answers.
+func (n *node) start() {
+	n.r.t.Helper()
+	n.begin()
+	n.await()
+}
+
+// begin runs a daemon.
+func (n *node) begin() {
+	t := n.r.t
+	t.Helper()
+	cert, key := keys.HostFiles(n.name())
+	text := fmt.Sprintf("name: %s\nlog_level: debug\n", n.name())
+	if !strings.Contains(n.config, "limits:") {
+		text += "limits: {memory_reserve: 64MiB}\n"
+	}
+	if !strings.Contains(n.config, "tls:") {
+		text += fmt.Sprintf("tls: {ca: /run/pageferry/%s, cert: /run/pageferry/%s, key: /run/pageferry/%s}\n", keys.AuthorityCert, cert, key)
+	}
+	if err := os.WriteFile(n.path("/run/pageferry/config.yaml"), []byte(text+n.config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(pageferry(t), "daemon", "--config", "/run/pageferry/config.yaml")
+	cmd.Env = append(os.Environ(), appliance.EnvKillPoints+"="+n.points.path)
+	cmd.Stdout, cmd.Stderr = n.log, n.log
+	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+	p, err := n.host.Start("daemon", cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.daemon = p
+}
+
+// await waits until the daemon answers.
+func (n *node) await() {
+	t, p := n.r.t, n.daemon
+	t.Helper()
+	c := n.api()
+	defer c.Close()
+	testutil.Eventually(t, 20*time.Second, func() error {
+		select {
+		case <-p.Done():
+			t.Fatalf("the daemon of host %s ended: %v\n%s", n.name(), p.Wait(), n.log.tail(4000))
+		default:
+		}
+		_, err := c.Info(t.Context())
+		return err
+	})
+}
+
+// kill ends the daemon as kill -9 does.
+func (n *node) kill() {
+	_ = n.daemon.Signal(unix.SIGKILL)
+	<-n.daemon.Done()
+}
+
+// stop ends it in good order.
+func (n *node) stop() {
+	n.r.t.Helper()
+	_ = n.daemon.Signal(unix.SIGTERM)
+	select {
+	case <-n.daemon.Done():
+	case <-time.After(20 * time.Second):
+		n.r.t.Errorf("the daemon of host %s does not end on SIGTERM\n%s", n.name(), n.log.tail(4000))
+		n.kill()
+		return
+	}
+	if err := n.daemon.Wait(); err != nil {
+		n.r.t.Errorf("the daemon of host %s ended with: %v\n%s", n.name(), err, n.log.tail(4000))
+	}
+}
+
+// restart brings back a daemon that was killed or stopped.
+func (n *node) restart() {
+	n.r.t.Helper()
+	select {
+	case <-n.daemon.Done():
+	default:
+		n.stop()
+	}
+	n.start()
+}
+
+// end is the last thing that happens to a rig before its hosts go.
+func (r *rig) end() {
+	for _, n := range r.nodes() {
+		n.points.do(nil)
+		n.stop()
+	}
+}
+
+func (n *node) api() *appliance.Client {
+	return appliance.NewClient(n.path(appliance.DefaultSocket))
+}
+
+// addr is where its peers reach it.
+func (n *node) addr() string { return n.host.Addr().String() }
+
+// list is every migration that the daemon knows.
+func (n *node) list() ([]appliance.Report, error) {
+	c := n.api()
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	return c.List(ctx)
+}
+
+// logBuffer is what a daemon has said. Safe for concurrent use.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) len() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Len()
+}
+
+func (l *logBuffer) since(at int) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return string(l.b.Bytes()[at:])
+}
+
+func (l *logBuffer) tail(n int) string { return l.since(max(0, l.len()-n)) }
+
+// showLogs prints what the daemons say during a test that fails.
+func (r *rig) showLogs(t *testing.T) {
+	at := map[*node]int{r.a: r.a.log.len(), r.b: r.b.log.len()}
+	t.Cleanup(func() {
+		if !t.Failed() {
+			return
+		}
+		for _, n := range r.nodes() {
+			s := n.log.since(at[n])
+			if len(s) > 12000 {
+				s = "[...]" + s[len(s)-12000:]
+			}
+			t.Logf("daemon of host %s:\n%s", n.name(), s)
+		}
+	})
+}
