@@ -138,7 +138,8 @@ func (t *lazy) leave() error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("the process runs and its pages arrive, but %s stays: %w", t.cfg.Dir, err)
 	}
-	return cmd.Process.Release()
+	go func() { _ = cmd.Wait() }() // for a caller that lives longer than it
+	return nil
 }
 
 // FinishLazy waits until the pager of a lazy restore has brought every page,

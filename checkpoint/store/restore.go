@@ -32,9 +32,7 @@ type RestoreOptions struct {
 func Restore(ctx context.Context, c *Checkpoint, opt RestoreOptions) (pid int, err error) {
 	trap := opt.Trap
 	if trap == nil {
-		eager := &placer{c: c}
-		defer eager.close()
-		trap = eager
+		trap = &placer{c: c}
 	}
 	sk, err := restore.Prepare(ctx, restore.Config{
 		PIDNamespace: opt.PIDNamespace, ID: opt.ID, Log: opt.Log,
@@ -50,9 +48,6 @@ func Restore(ctx context.Context, c *Checkpoint, opt RestoreOptions) (pid int, e
 	}()
 	if err := sk.Rebuild(ctx, c.Image, c.Memory, trap); err != nil {
 		return 0, err
-	}
-	if p, ok := trap.(*placer); ok {
-		p.close() // every page is there: what is missing now is zero
 	}
 	if err := sk.Park(ctx); err != nil {
 		return 0, err
@@ -80,16 +75,25 @@ func (p *placer) close() {
 // WaitEager has nothing to wait for: Adopt filled everything.
 func (p *placer) WaitEager(context.Context) error { return nil }
 
-// Adopt fills every page of the space that the checkpoint has content for.
+// Adopt fills every page of the space that the checkpoint has content for. What
+// is missing then is zero: with the userfaultfd closed the kernel says so, and
+// nothing that touches such a page on the way waits for somebody who is not there.
 func (p *placer) Adopt(_ context.Context, a restore.Adoption) error {
 	p.files = append(p.files, a.UFFD, a.Mem)
-	trapped := func(at Extent) bool { return a.Memory.Lazy.Contains(at.Start) }
+	defer p.close()
 	return p.c.each(func(e Extent) bool { return e.Space == a.Space }, func(at Extent, data []byte) error {
-		if trapped(at) {
-			return place(a, at, data)
+		// The restore may have left pages out (droppable mappings), and what
+		// lies side by side in the file may not do so in memory.
+		part := func(r page.Range) []byte { return data[r.Start-at.Start : r.End-at.Start] }
+		for _, r := range a.Memory.Lazy.Intersect(at.Range) {
+			if err := place(a, r, part(r)); err != nil {
+				return err
+			}
 		}
-		if _, err := a.Mem.WriteAt(data, int64(at.Start)); err != nil {
-			return fmt.Errorf("store: write %v of process %d: %w", at.Range, a.PID, err)
+		for _, r := range a.Memory.Eager.Intersect(at.Range) {
+			if _, err := a.Mem.WriteAt(part(r), int64(r.Start)); err != nil {
+				return fmt.Errorf("store: write %v of process %d: %w", r, a.PID, err)
+			}
 		}
 		return nil
 	})
@@ -105,7 +109,7 @@ func within(rs []restore.Region, start page.Addr, n int) int {
 	return int(min(uint64(n), uint64(rs[i].End-start)))
 }
 
-func place(a restore.Adoption, at Extent, data []byte) error {
+func place(a restore.Adoption, at page.Range, data []byte) error {
 	for len(data) > 0 {
 		n, err := sys.UffdCopy(int(a.UFFD.Fd()), uint64(at.Start), data[:within(a.Regions, at.Start, len(data))], 0)
 		if n > 0 {
@@ -113,7 +117,7 @@ func place(a restore.Adoption, at Extent, data []byte) error {
 			continue
 		}
 		if err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("store: fill %v of process %d: %w", at.Range, a.PID, err)
+			return fmt.Errorf("store: fill %v of process %d: %w", at, a.PID, err)
 		}
 	}
 	return nil

@@ -11,7 +11,7 @@ import (
 	"github.com/pageferry/pageferry/appliance"
 )
 
-const defaultConfig = "/etc/pageferry/config.yaml"
+const defaultConfig = "/etc/pageferry/daemon.yaml"
 
 func (a *app) daemonCommand() *cobra.Command {
 	var path string

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pageferry/pageferry/appliance"
+	"github.com/pageferry/pageferry/internal/testutil"
+)
+
+// TestCheckpointAndRestore writes a process that checks itself to a directory,
+// leaves it running once, and brings it back in both ways.
+func TestCheckpointAndRestore(t *testing.T) {
+	testutil.Require(t, testutil.Root)
+	testutil.NoLeaks(t)
+	dir := t.TempDir()
+	verdict := filepath.Join(dir, "verdict")
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	cmd := exec.Command("/proc/self/exe", "workload", "--size", "32MiB", "--rate", "16MiB/s", "--report", verdict)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = null, null, null
+	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+	p := testutil.StartCmd(t, cmd, time.Minute)
+	testutil.Eventually(t, 20*time.Second, func() error {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", p.Pid()))
+		var size, resident int
+		if _, serr := fmt.Sscan(string(data), &size, &resident); err != nil || serr != nil || resident < 32<<20/4096 {
+			return fmt.Errorf("%d pages resident, %v", resident, err)
+		}
+		return nil
+	})
+	engine := appliance.NewEngine()
+	pid := fmt.Sprint(p.Pid())
+	first, second := filepath.Join(dir, "first"), filepath.Join(dir, "second")
+	if o := command(t, engine, "checkpoint", pid, "--dir", first, "--leave-running", "--json"); o.status != exitDone {
+		t.Fatalf("%+v", o)
+	} else if m := o.lastLine(t); m["outcome"] != "done" || m["pages_total"].(float64) < 8192 {
+		t.Errorf("%v", m)
+	}
+	if !p.Alive() {
+		t.Fatal("it was to be left running")
+	}
+	if o := command(t, engine, "checkpoint", pid, "--dir", second); o.status != exitDone {
+		t.Fatalf("%+v", o)
+	}
+	<-p.Gone()
+	for _, c := range [][]string{{"restore", "--dir", first, "--json"}, {"restore", "--dir", second, "--lazy", "--json"}} {
+		o := command(t, engine, c...)
+		if o.status != exitDone {
+			t.Fatalf("%v: %+v", c, o)
+		}
+		back := testutil.Adopt(t, int(o.lastLine(t)["dest_pid"].(float64)))
+		// It verifies all of its memory, says so and ends.
+		if err := os.Remove(verdict); err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		back.Signal(unix.SIGTERM)
+		select {
+		case <-back.Gone():
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%v: it does not end", c)
+		}
+		data, err := os.ReadFile(verdict)
+		if err != nil || !bytes.Contains(data, []byte("ok")) {
+			t.Fatalf("%v: it says %q, %v", c, data, err)
+		}
+	}
+}
