@@ -225,8 +225,13 @@ func (a *arrival) Abort(ctx context.Context) error {
 	return errors.Join(err, os.RemoveAll(a.dir))
 }
 
+// NewEpoch is 0 where no page is missing any more, and no lanes are needed.
 func (a *arrival) NewEpoch(ctx context.Context) (uint32, []byte, error) {
 	a.mu.Lock()
+	if a.pager == nil {
+		a.mu.Unlock()
+		return 0, nil, nil
+	}
 	a.record.Epoch++
 	epoch := a.record.Epoch
 	a.key = newLaneKey()

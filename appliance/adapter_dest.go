@@ -133,6 +133,9 @@ func (h *host) Lane(lane transport.LaneID, conn *os.File) error {
 	a.mu.Lock()
 	p, key, epoch := a.pager, a.key, a.record.Epoch
 	a.mu.Unlock()
+	if p == nil {
+		return fmt.Errorf("lane for migration %s, of which every page is here", lane.Migration)
+	}
 	if lane.Epoch != epoch {
 		return fmt.Errorf("lane of epoch %d, this is epoch %d", lane.Epoch, epoch)
 	}

@@ -46,9 +46,13 @@ func (a *arrival) current() *pager.Client {
 }
 
 // retry runs f on the pager, and again on the one that takes over when it dies.
+// Without a pager there is nothing to do: an earlier daemon saw all pages arrive.
 func (a *arrival) retry(ctx context.Context, f func(p *pager.Client) error) error {
 	for {
 		p := a.current()
+		if p == nil {
+			return nil
+		}
 		err := f(p)
 		if !errors.Is(err, pager.ErrGone) {
 			return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -172,7 +173,11 @@ func Reattach(ctx context.Context, pid int, opt Options) (*Session, error) {
 
 func (s *Session) resume(ctx context.Context) error {
 	if !s.isolated {
-		return nil
+		if !s.hasGroup {
+			return nil
+		}
+		// Made by a daemon that ended before it moved the process there.
+		return cgroup.At(filepath.Join(s.own.Dir(), s.groupName())).Remove(ctx)
 	}
 	told, err := s.child.Freezing()
 	if err != nil || !told {
