@@ -56,6 +56,11 @@ func (s *Session) capture(ctx context.Context) (*image.Image, []image.Memory, er
 	if len(s.threads) == 0 {
 		return nil, nil, fmt.Errorf("%w: not frozen", ErrState)
 	}
+	if s.isolated {
+		if err := s.alone(); err != nil {
+			return nil, nil, err
+		}
+	}
 	img := &image.Image{Created: time.Now(), Processes: make([]image.Process, 1)}
 	c := &capture{s: s, img: img, p: &img.Processes[0]}
 	var err error

@@ -16,6 +16,11 @@ var (
 	// ErrStuck says that a thread did not stop in time: it waits in the kernel
 	// for a disk, a network file system or the child of a vfork.
 	ErrStuck = errors.New("a thread cannot be stopped now; try again later")
+	// ErrHeld says that the process was left frozen by an earlier session, for
+	// Reattach: it may belong to another host.
+	ErrHeld = errors.New("the process stands frozen for a migration that is not over; finish or resolve that first")
+	// ErrBusy says that another session is at work on the process.
+	ErrBusy = errors.New("another migration or checkpoint of the process is under way; wait for its end")
 	// ErrState says that a method was called in a state that does not allow it.
 	ErrState = errors.New("the session is in another state")
 	// ErrKilled says that the session has killed its process.

@@ -72,6 +72,7 @@ func (s *Session) exit(ctx context.Context, status int) error {
 	if err := s.child.Remove(ctx); err != nil {
 		return err
 	}
+	s.unclaim()
 	s.isolated = false
 	return nil
 }

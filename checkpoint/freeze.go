@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"time"
 
@@ -41,7 +42,11 @@ func (s *Session) isolate() error {
 		return err
 	}
 	inject.Point("isolate")
-	s.child, s.isolated = child, true
+	s.child = child
+	if err := s.claimChild(); err != nil {
+		return err
+	}
+	s.isolated = true
 	if err := child.Move(s.pid); err != nil {
 		return errors.Join(err, s.rejoin(context.Background()))
 	}
@@ -49,23 +54,27 @@ func (s *Session) isolate() error {
 	return nil
 }
 
-// rejoin moves the process back into its own cgroup and removes the child.
+// rejoin moves the process, and children that it had meanwhile, back into its own
+// cgroup and removes the child group.
 func (s *Session) rejoin(ctx context.Context) error {
 	if !s.isolated {
 		return nil
 	}
-	err := s.own.Move(s.pid)
-	if errors.Is(err, proc.ErrGone) {
-		err = nil
-	}
-	if err != nil {
+	pids, err := s.child.Procs()
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
+	}
+	for _, pid := range append(pids, s.pid) {
+		if err := s.own.Move(pid); err != nil && !errors.Is(err, proc.ErrGone) {
+			return err
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, stopLimit)
 	defer cancel()
 	if err := s.child.Remove(ctx); err != nil {
 		return err
 	}
+	s.unclaim()
 	s.isolated = false
 	return nil
 }

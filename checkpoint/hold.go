@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/pageferry/pageferry/checkpoint/inject"
 	"github.com/pageferry/pageferry/proc"
@@ -33,6 +34,9 @@ func (s *Session) hold(ctx context.Context) error {
 	if err := s.child.Freeze(ctx); err != nil {
 		return err
 	}
+	if err := s.alone(); err != nil {
+		return errors.Join(err, s.child.Thaw())
+	}
 	s.held = true
 	inject.Point("frozen")
 	_ = s.letGo()
@@ -40,6 +44,22 @@ func (s *Session) hold(ctx context.Context) error {
 	// Leaving the one stop for the other, the group is not frozen for a moment,
 	// though nothing of the program runs.
 	return s.child.AwaitFrozen(ctx)
+}
+
+// alone reports as an error that the child group holds not the process, or not
+// the process alone: it would then run when it is let go of, or its children stand
+// still for ever.
+func (s *Session) alone() error {
+	pids, err := s.child.Procs()
+	switch {
+	case err != nil:
+		return err
+	case !slices.Contains(pids, s.pid):
+		return fmt.Errorf("somebody has moved it out of cgroup %s", s.child.Dir())
+	case len(pids) > 1:
+		return &RefusedError{s.pid, []string{fmt.Sprintf("it has made children (in its cgroup are %v)", pids)}}
+	}
+	return nil
 }
 
 // Thaw undoes Freeze, Hold and Isolate, in whatever state the process is: it
@@ -125,6 +145,7 @@ func (s *Session) kill(ctx context.Context) error {
 	if err := s.child.Remove(ctx); err != nil {
 		return err
 	}
+	s.unclaim()
 	s.isolated, s.held = false, false
 	return nil
 }

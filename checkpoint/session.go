@@ -45,6 +45,7 @@ type Session struct {
 	own      cgroup.Group // where the process was and goes back to
 	child    cgroup.Group
 	hasGroup bool // own and child are known
+	claim    int  // descriptor by which child is ours, -1 for none
 	isolated bool
 	held     bool // child was told to freeze
 	killed   bool
@@ -65,8 +66,18 @@ type thread struct {
 // Open looks at a process and takes handles; it changes nothing. The errors say
 // why it cannot be taken: ErrNoProcess, ErrKernelThread, ErrSelf, ErrThread,
 // ErrZombie, ErrTraced.
+// ErrHeld and ErrBusy: it is in the hands of another session.
 func Open(pid int, opt Options) (*Session, error) {
 	s, err := open(pid, opt)
+	if err == nil && s.isolated {
+		var told bool
+		if told, err = s.child.Freezing(); err == nil && told {
+			err = ErrHeld
+		}
+		if err != nil {
+			s.Close()
+		}
+	}
 	if err != nil {
 		return nil, &Error{"open", pid, err}
 	}
@@ -90,7 +101,7 @@ func open(pid int, opt Options) (*Session, error) {
 	default:
 		return nil, os.NewSyscallError("pidfd_open", err)
 	}
-	s := &Session{pid: pid, opt: opt, log: opt.Log, pidfd: pidfd}
+	s := &Session{pid: pid, opt: opt, log: opt.Log, pidfd: pidfd, claim: -1}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -147,11 +158,42 @@ func (s *Session) look() error {
 	s.hasGroup = true
 	if g.Name() == s.groupName() {
 		// Left by a daemon that ended in the middle.
-		s.own, s.child, s.isolated = g.Parent(), g, true
+		s.own, s.child = g.Parent(), g
+		if err := s.claimChild(); err != nil {
+			return err
+		}
+		s.isolated = true
 	} else {
 		s.own = g
 	}
 	return nil
+}
+
+// claimChild locks the child cgroup's directory. What one session has isolated
+// another must not move or thaw: it may belong to another host by now. The lock
+// ends with the session, or with the program.
+func (s *Session) claimChild() error {
+	fd, err := unix.Open(s.child.Dir(), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: s.child.Dir(), Err: err}
+	}
+	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = unix.Close(fd)
+		if err == unix.EWOULDBLOCK {
+			return ErrBusy
+		}
+		return fmt.Errorf("lock cgroup %s: %w", s.child.Dir(), err)
+	}
+	s.claim = fd
+	return nil
+}
+
+// unclaim ends that.
+func (s *Session) unclaim() {
+	if s.claim >= 0 {
+		_ = unix.Close(s.claim)
+		s.claim = -1
+	}
 }
 
 func (s *Session) groupName() string { return fmt.Sprintf("%s%d-%d", groupPrefix, s.pid, s.start) }
@@ -160,9 +202,9 @@ func (s *Session) groupName() string { return fmt.Sprintf("%s%d-%d", groupPrefix
 // ended since, may have isolated or held. A held one can be read, thawed and
 // killed; one that was not held is as after Open or Isolate.
 func Reattach(ctx context.Context, pid int, opt Options) (*Session, error) {
-	s, err := Open(pid, opt)
+	s, err := open(pid, opt)
 	if err != nil {
-		return nil, err
+		return nil, &Error{"reattach to", pid, err}
 	}
 	if err := s.resume(ctx); err != nil {
 		s.Close()
@@ -256,6 +298,7 @@ func (s *Session) Close() error {
 		s.tr = nil
 	}
 	s.closeMemory()
+	s.unclaim()
 	return unix.Close(s.pidfd)
 }
 
