@@ -166,7 +166,7 @@ time.sleep(1e6)
 // changes by itself.
 func attributes(t *testing.T, pid int) (out []string) {
 	t.Helper()
-	keep := []string{"Name", "Umask", "State", "Tgid", "Pid", "Uid", "Gid", "Groups", "NSpid", "NSpgid", "NSsid", "SigPnd", "ShdPnd", "SigBlk",
+	keep := []string{"Name", "Umask", "Tgid", "Pid", "Uid", "Gid", "Groups", "NSpid", "NSpgid", "NSsid", "SigPnd", "ShdPnd", "SigBlk",
 		"SigIgn", "SigCgt", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Cpus_allowed", "THP_enabled", "Threads"}
 	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 	if err != nil {
