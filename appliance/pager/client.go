@@ -20,6 +20,7 @@ type Client struct {
 	events chan Event
 	done   chan struct{} // closed when no more replies will come
 	closed chan struct{} // closed by Close
+	queued chan struct{} // has room for one: queue is not empty
 	once   sync.Once
 	wg     sync.WaitGroup
 
@@ -30,6 +31,7 @@ type Client struct {
 	next     uint64
 	calls    map[uint64]chan packet
 	finished bool
+	queue    []Event
 }
 
 // newClient takes ownership of c and pidfd. reap, which may be nil, waits for a
@@ -37,10 +39,11 @@ type Client struct {
 func newClient(cfg Config, c *conn, w who, pidfd int, reap func()) *Client {
 	cl := &Client{
 		cfg: cfg, conn: c, who: w, pidfd: pidfd, reap: reap,
-		events: make(chan Event, 64), done: make(chan struct{}), closed: make(chan struct{}),
+		events: make(chan Event), queued: make(chan struct{}, 1), done: make(chan struct{}), closed: make(chan struct{}),
 		calls: map[uint64]chan packet{},
 	}
-	cl.wg.Add(2)
+	cl.wg.Add(3)
+	go cl.deliver()
 	go cl.receive()
 	go cl.watch()
 	return cl
@@ -101,17 +104,52 @@ func (c *Client) event(m eventMsg) {
 		c.mu.Unlock()
 		return
 	}
-	e := Event{Kind: m.Kind, Stats: m.Stats, Lane: m.Lane, Err: errorOf(m.Err, m.Code)}
-	if e.Kind == Progress {
-		select {
-		case c.events <- e:
-		default:
-		}
+	c.queueEvent(Event{Kind: m.Kind, Stats: m.Stats, Lane: m.Lane, Err: errorOf(m.Err, m.Code)})
+}
+
+// queueEvent never waits: replies come on the same connection. A Progress that
+// nobody has taken yet is replaced by a newer one.
+func (c *Client) queueEvent(e Event) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n := len(c.queue); e.Kind == Progress && n > 0 && c.queue[n-1].Kind == Progress {
+		c.queue[n-1] = e
 		return
 	}
+	c.queue = append(c.queue, e)
 	select {
-	case c.events <- e:
-	case <-c.closed:
+	case c.queued <- struct{}{}:
+	default:
+	}
+}
+
+// deliver hands out events until there will be no more.
+func (c *Client) deliver() {
+	defer c.wg.Done()
+	defer close(c.events)
+	for {
+		c.mu.Lock()
+		list := c.queue
+		c.queue = nil
+		c.mu.Unlock()
+		for _, e := range list {
+			select {
+			case c.events <- e:
+			case <-c.closed:
+				return
+			}
+			if e.Kind == Exited {
+				return
+			}
+		}
+		if len(list) > 0 {
+			continue
+		}
+		select {
+		case <-c.queued:
+		case <-c.closed:
+			return
+		}
 	}
 }
 
@@ -162,12 +200,8 @@ func (c *Client) watch() {
 		if !finished {
 			e.Err = ErrGone
 		}
-		select {
-		case c.events <- e:
-		case <-c.closed:
-		}
+		c.queueEvent(e)
 	}
-	close(c.events)
 }
 
 // call sends a request and waits for its reply.

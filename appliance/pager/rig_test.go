@@ -47,7 +47,7 @@ type program struct {
 	pages   int
 }
 
-func startProgram(t *testing.T, mode string, pages, threads int, seed uint64) *program {
+func startProgram(t testing.TB, mode string, pages, threads int, seed uint64) *program {
 	t.Helper()
 	exe := testutil.CCText(t, "arrival", arrivalSource)
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
@@ -77,7 +77,7 @@ func startProgram(t *testing.T, mode string, pages, threads int, seed uint64) *p
 }
 
 // say sends the byte that begins the program's work, or the one that ends it.
-func (p *program) say(t *testing.T) {
+func (p *program) say(t testing.TB) {
 	t.Helper()
 	if _, err := p.control.Write([]byte{1}); err != nil {
 		t.Fatal(err)
@@ -85,7 +85,7 @@ func (p *program) say(t *testing.T) {
 }
 
 // finish ends the program's work and demands that it found everything right.
-func (p *program) finish(t *testing.T) string {
+func (p *program) finish(t testing.TB) string {
 	t.Helper()
 	p.say(t)
 	if err := p.Wait(time.Minute); err != nil {
@@ -160,7 +160,7 @@ func fillPage(b []byte, i uint64) {
 
 // rig is a source's daemon, a destination's daemon and a pager.
 type rig struct {
-	t      *testing.T
+	t      testing.TB
 	cfg    Config
 	c      *Client
 	src    *source
@@ -172,9 +172,10 @@ type rig struct {
 	mu    sync.Mutex
 	lanes []transport.Lane // the source's ends
 	wg    sync.WaitGroup
+	once  sync.Once
 }
 
-func limit(t *testing.T, d time.Duration) context.Context {
+func limit(t testing.TB, d time.Duration) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	t.Cleanup(cancel)
 	return ctx
@@ -184,7 +185,15 @@ func newRig(t *testing.T) *rig {
 	t.Helper()
 	testutil.Require(t, testutil.Root, testutil.Userfaultfd)
 	testutil.NoLeaks(t)
-	r := &rig{t: t, src: new(source), key: make([]byte, tcp.KeySize)}
+	src := new(source)
+	r := newRigWith(t, src, func(*Config) {})
+	r.src = src
+	return r
+}
+
+func newRigWith(t testing.TB, reader stream.PageReader, change func(*Config)) *rig {
+	t.Helper()
+	r := &rig{t: t, key: make([]byte, tcp.KeySize)}
 	for i := range r.key {
 		r.key[i] = byte(rand.Uint32())
 	}
@@ -196,6 +205,7 @@ func newRig(t *testing.T) *rig {
 	for i := range r.cfg.ID {
 		r.cfg.ID[i] = byte(rand.Uint32())
 	}
+	change(&r.cfg)
 	t.Cleanup(func() {
 		b, _ := os.ReadFile(log.Name())
 		if t.Failed() {
@@ -207,16 +217,10 @@ func newRig(t *testing.T) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { r.ln.Close() })
-	if r.server, err = stream.NewServer(stream.ServerConfig{Reader: r.src, Buffers: 8}); err != nil {
+	if r.server, err = stream.NewServer(stream.ServerConfig{Reader: reader, Buffers: 8}); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		r.cut()
-		r.wg.Wait()
-		if err := r.server.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(r.close)
 	if r.c, err = Start(limit(t, 20*time.Second), r.cfg); err != nil {
 		t.Fatal(err)
 	}
@@ -273,6 +277,18 @@ func (r *rig) lane(ctx context.Context, kind transport.Kind, index uint8) {
 	r.lanes = append(r.lanes, l)
 	r.mu.Unlock()
 	r.wg.Go(func() { _ = r.server.Serve(context.Background(), l) })
+}
+
+// close ends the source's daemon. Idempotent.
+func (r *rig) close() {
+	r.cut()
+	r.wg.Wait()
+	r.once.Do(func() {
+		if err := r.server.Close(); err != nil {
+			r.t.Error(err)
+		}
+		r.ln.Close()
+	})
 }
 
 // cut closes the source's ends of all lanes.

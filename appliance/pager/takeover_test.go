@@ -16,7 +16,7 @@ import (
 )
 
 // waitEvent waits for an event of a kind, passing over others.
-func waitEvent(t *testing.T, c *Client, kind EventKind) Event {
+func waitEvent(t testing.TB, c *Client, kind EventKind) Event {
 	t.Helper()
 	limit := time.After(20 * time.Second)
 	for {
