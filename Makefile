@@ -4,6 +4,7 @@
 GO     ?= go
 PREFIX ?= /usr/local
 COUNT  ?= 10
+BENCH  ?=
 ARGS   ?=
 
 .PHONY: build test demo bench lint install clean help
@@ -22,9 +23,9 @@ demo: build ## a real redis-server moves between two hosts on this machine (ARGS
 	@scripts/deps.sh redis-server ip
 	@scripts/asroot.sh bin/pageferry demo $(ARGS)
 
-bench: build ## benchmarks against the raw limits of this machine, into bench.txt (COUNT=10)
-	@scripts/deps.sh cc libc go redis-server memcached ip
-	@scripts/asroot.sh scripts/bench.sh $(COUNT)
+bench: build ## medians of COUNT=10 beside the limits of this machine, into bench.txt (BENCH=Switch ARGS=-short)
+	@scripts/deps.sh cc libc go redis-server ip
+	@scripts/asroot.sh scripts/bench.sh $(COUNT) "$(BENCH)" $(ARGS)
 
 lint: bin/.modules ## vet, format and, where it is installed, golangci-lint
 	@scripts/lint.sh

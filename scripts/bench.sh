@@ -1,22 +1,20 @@
 #!/usr/bin/env bash
-# Usage: bench.sh COUNT
-# Runs the benchmarks COUNT times into bench.txt, in the format of Go's own
-# benchmarks with the environment at its head (benchstat reads both).
+# Usage: bench.sh COUNT [BENCH] [GO-TEST-FLAG...]
+# Runs the benchmarks of perf/bench, each with COUNT migrations of which medians
+# are taken, into bench.txt: in the format of Go's own benchmarks, with the
+# environment at its head and the table of targets at its end. BENCH picks some,
+# as in "Switch" or "Throughput/stop".
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 export PAGEFERRY_REQUIRE_ALL=1
+export PAGEFERRY_BIN=$PWD/bin/pageferry
+count=${1:-10}
+pattern=${2:-}
+shift $(($# < 2 ? $# : 2))
+
 {
 	echo "commit: $(git describe --always --dirty 2>/dev/null || echo unknown)"
-	echo "kernel: $(uname -sr)"
-	echo "go: $(go env GOVERSION)"
-	echo "processors: $(nproc)"
-	echo "memory: $(awk '/^MemTotal/ { print int($2 / 1024) " MiB" }' /proc/meminfo)"
-	echo "thp: $(cat /sys/kernel/mm/transparent_hugepage/enabled 2>/dev/null || echo none)"
-	# Only packages that have benchmarks: the others would be built for nothing.
-	packages=$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -r -n1 dirname | sort -u)
-	[[ -n $packages ]] || { echo "no benchmarks" >&2; exit 1; }
-	# shellcheck disable=SC2086
-	go test -run '^$' -bench . -count "${1:-10}" -p 1 -timeout 60m $packages
+	go test ./perf/bench -run '^$' -bench "^Benchmark$pattern" -benchtime "${count}x" -timeout 60m "$@"
 } | tee bench.txt

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
@@ -39,7 +38,7 @@ const gapInterval = 100 * time.Millisecond
 func (g *Guest) OwnGap(ctx context.Context, offset int) (gap time.Duration, next int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	now, err := g.said0()
+	now, err := g.output()
 	if err != nil {
 		return 0, offset, err
 	}
@@ -52,7 +51,7 @@ func (g *Guest) OwnGap(ctx context.Context, offset int) (gap time.Duration, next
 		case <-ctx.Done():
 			return 0, offset, fmt.Errorf("workload: it prints nothing: %w", ctx.Err())
 		}
-		if now, err = g.said0(); err != nil {
+		if now, err = g.output(); err != nil {
 			return 0, offset, err
 		}
 	}
@@ -66,7 +65,7 @@ func (g *Guest) OwnGap(ctx context.Context, offset int) (gap time.Duration, next
 	return gap, end, nil
 }
 
-func (g *Guest) said0() ([]byte, error) { return os.ReadFile(g.Out) }
+func (g *Guest) output() ([]byte, error) { return os.ReadFile(g.Out) }
 
 // Beats listens for the heartbeats of a program of test/programs, from both
 // hosts.
@@ -82,10 +81,9 @@ type Beats struct {
 	count int
 }
 
-// NewBeats listens in the stage's directory. Close ends it.
-func (s *Stage) NewBeats() (*Beats, error) {
-	path := filepath.Join(s.cfg.Dir, "beats")
-	_ = os.Remove(path)
+// NewBeats listens on a unix socket at path, which both hosts must see. Close
+// ends it.
+func NewBeats(path string) (*Beats, error) {
 	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
 		return nil, err

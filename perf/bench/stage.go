@@ -198,7 +198,7 @@ func (s *Stage) Start(argv ...string) (*Guest, *lab.Program, error) {
 // said waits until a program that has just been started has printed text.
 func (g *Guest) said(ctx context.Context, p *lab.Program, text string, limit time.Duration) error {
 	read := func() string {
-		b, _ := os.ReadFile(g.Out)
+		b, _ := g.output()
 		return string(b)
 	}
 	return waitFor(ctx, limit, p, func() error {
