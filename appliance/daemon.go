@@ -110,6 +110,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	defer l.Close()
 
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
 	d.mu.Lock()
 	d.base = ctx
@@ -125,7 +127,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 	// asks after a migration gets the answer of the journal, and whoever can
 	// reach the API finds everything in place.
 	if err := d.links.open(ctx); err != nil {
-		return err
+		cancel()
+		d.runs.Wait()
+		return errors.Join(err, d.links.close())
 	}
 	ready := make(chan struct{})
 	g.Go(func() error { return d.links.run(ctx, sync.OnceFunc(func() { close(ready) })) })

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -81,37 +82,48 @@ func (h *handover) open(ctx context.Context) (err error) {
 }
 
 // recoverSources goes on with every migration that left here and is not over.
+// There may be several of one process: those that were aborted, and whose
+// destination does not know it yet, and the newest. Only that one may touch the
+// process, which may belong to another host by now.
 func (h *handover) recoverSources(_ context.Context) error {
 	recs, err := h.journals.List()
 	if err != nil {
 		h.d.log.Error("journal", "err", err)
 	}
+	recs = slices.DeleteFunc(recs, func(r migrate.Record) bool { return r.Role != migrate.RoleSource })
+	slices.SortFunc(recs, func(a, b migrate.Record) int { return b.Started.Compare(a.Started) })
+	taken := map[int]bool{}
 	for _, rec := range recs {
-		if rec.Role != migrate.RoleSource {
-			continue
-		}
 		m := newMigration(rec.Migration, RoleSource, Report{
 			Mode: string(rec.Mode), Engine: "native", Trap: "uffd", Transport: "tcp",
 			SourcePID: rec.SourcePID, State: rec.State, Peer: rec.PeerAddress, Comm: rec.Comm, Started: rec.Started,
 			Remarks: []string{"taken up from the journal of an earlier daemon"},
 		})
+		older := taken[rec.SourcePID]
+		taken[rec.SourcePID] = true
+		if older {
+			m.pid = 0 // it keeps nobody from the process
+		}
 		if err := h.d.registry.add(m); err != nil {
 			return fmt.Errorf("recovery: %w", err)
 		}
-		if err := h.d.begin(func(ctx context.Context) { h.recoverSource(ctx, m, rec) }); err != nil {
+		if err := h.d.begin(func(ctx context.Context) { h.recoverSource(ctx, m, rec, older) }); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (h *handover) recoverSource(ctx context.Context, m *migration, rec migrate.Record) {
+func (h *handover) recoverSource(ctx context.Context, m *migration, rec migrate.Record, older bool) {
 	opts := SourceOptions{Migration: rec.Migration, Mode: rec.Mode, Hint: rec.Hint, Logger: h.d.log,
 		PlainPages: h.d.config.PageLanes == "plain", BulkLanes: h.d.config.BulkLanes,
 		TCP: h.d.config.Defaults.TCP, OnSourceExit: h.d.config.Defaults.OnSourceExit}
-	p, err := h.d.engine.AdoptSource(ctx, rec.Migration, rec.SourcePID, opts)
-	if errors.Is(err, migrate.ErrGone) {
-		p, err = goneProcess{}, nil
+	var p migrate.Process = othersProcess{}
+	var err error
+	if !older {
+		if p, err = h.d.engine.AdoptSource(ctx, rec.Migration, rec.SourcePID, opts); errors.Is(err, migrate.ErrGone) {
+			p, err = goneProcess{}, nil
+		}
 	}
 	if err != nil {
 		h.d.end(m, OutcomeInDoubt, fmt.Errorf("process %d could not be taken up again (restart the daemon to try once more): %w", rec.SourcePID, err))
@@ -374,3 +386,8 @@ func (goneProcess) Thaw(context.Context) error                       { return mi
 func (goneProcess) Kill(context.Context) error                       { return migrate.ErrGone }
 func (goneProcess) Close() error                                     { return nil }
 func (goneProcess) ReadPages(page.Space, []page.Range, []byte) error { return migrate.ErrGone }
+
+// othersProcess is one that a newer migration has: for an older one it runs.
+type othersProcess struct{ goneProcess }
+
+func (othersProcess) Thaw(context.Context) error { return nil }

@@ -23,7 +23,7 @@ var (
 type migration struct {
 	id   transport.MigrationID
 	role Role
-	pid  int // at the source
+	pid  int // at the source; 0 where the process is another migration's
 
 	mu       sync.Mutex
 	cancel   func() error // nil until it runs
@@ -83,7 +83,7 @@ func (r *registry) add(m *migration) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, o := range r.live {
-		if m.role == RoleSource && o.role == RoleSource && o.pid == m.pid {
+		if m.role == RoleSource && o.role == RoleSource && o.pid == m.pid && m.pid != 0 {
 			return fmt.Errorf("process %d: %w as %s; \"pageferry watch %s\" follows it", m.pid, ErrBusy, o.id, o.id)
 		}
 		if o.id == m.id && o.role == m.role {
