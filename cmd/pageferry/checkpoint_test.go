@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -55,7 +57,7 @@ func TestCheckpointAndRestore(t *testing.T) {
 	}
 	<-p.Gone()
 	for _, c := range [][]string{{"restore", "--dir", first, "--json"}, {"restore", "--dir", second, "--lazy", "--json"}} {
-		o := command(t, engine, c...)
+		o := program(t, c...)
 		if o.status != exitDone {
 			t.Fatalf("%v: %+v", c, o)
 		}
@@ -75,4 +77,22 @@ func TestCheckpointAndRestore(t *testing.T) {
 			t.Fatalf("%v: it says %q, %v", c, data, err)
 		}
 	}
+}
+
+// program runs a command as the user does: what it restores is not its child
+// any more when it has ended.
+func program(t *testing.T, args ...string) outcome {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	var out, errs bytes.Buffer
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", args...)
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	cmd.WaitDelay = time.Second
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return outcome{status: cmd.ProcessState.ExitCode(), out: out.String(), err: errs.String()}
 }

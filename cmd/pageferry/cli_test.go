@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 			os.Exit(pager.Main(os.Args[2:]))
 		case "workload":
 			os.Exit(workload.Main(os.Args[2:]))
-		case "daemon", appliance.LazyTail:
+		case "daemon", "restore", appliance.LazyTail:
 			os.Exit(mainStatus())
 		}
 	}
