@@ -228,7 +228,7 @@ func (a *arrival) Abort(ctx context.Context) error {
 // NewEpoch is 0 where no page is missing any more, and no lanes are needed.
 func (a *arrival) NewEpoch(ctx context.Context) (uint32, []byte, error) {
 	a.mu.Lock()
-	if a.pager == nil {
+	if a.record.Resident {
 		a.mu.Unlock()
 		return 0, nil, nil
 	}
@@ -241,21 +241,19 @@ func (a *arrival) NewEpoch(ctx context.Context) (uint32, []byte, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	return epoch, key, a.retry(ctx, func(p *pager.Client) error { return p.NewEpoch(ctx, epoch) })
+	err = a.retry(ctx, func(p *pager.Client) error { return p.NewEpoch(ctx, epoch) })
+	if a.complete() { // meanwhile
+		return 0, nil, nil
+	}
+	return epoch, key, err
 }
 
+// Stats is what the pager said last, about ten times a second: it is asked for
+// during the downtime and must not wait.
 func (a *arrival) Stats() migrate.ArrivalStats {
 	a.mu.Lock()
-	p, st := a.pager, a.stats
-	done := a.done
+	st := a.stats
 	a.mu.Unlock()
-	if p != nil && !done {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		if fresh, err := p.Stats(ctx); err == nil {
-			st = fresh
-		}
-	}
 	us := func(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 	return migrate.ArrivalStats{
 		PagesTotal: st.PagesTotal, PagesResident: st.PagesResident, PagesZero: st.PagesZero,
