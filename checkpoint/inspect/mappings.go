@@ -15,19 +15,34 @@ import (
 // size is what smaps says of one mapping, in bytes.
 type size struct{ rss, anonymous, swap uint64 }
 
-// mappings reads smaps once: it walks the page tables.
-func (r *Report) mappings() error {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", r.PID))
-	if err != nil {
-		return proc.Gone(r.PID, err)
+// readSizes reads smaps once where it can: that walks the page tables. A program
+// that runs may change a mapping between two pieces of the file; then what was
+// read of it is no picture of any moment, and it is read again.
+func readSizes(pid int) ([]proc.Mapping, []size, error) {
+	const tries = 20
+	for try := 1; ; try++ {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
+		if err != nil {
+			return nil, nil, proc.Gone(pid, err)
+		}
+		maps, err := proc.ParseMaps(b)
+		if err != nil {
+			return nil, nil, err
+		}
+		sizes := parseSizes(b)
+		if len(sizes) == len(maps) {
+			return maps, sizes, nil
+		}
+		if try == tries {
+			return nil, nil, fmt.Errorf("its mappings change faster than they can be listed: %d of them, %d sizes", len(maps), len(sizes))
+		}
 	}
-	maps, err := proc.ParseMaps(b)
+}
+
+func (r *Report) mappings() error {
+	maps, sizes, err := readSizes(r.PID)
 	if err != nil {
 		return err
-	}
-	sizes := parseSizes(b)
-	if len(sizes) != len(maps) {
-		return fmt.Errorf("smaps has %d mappings and %d sizes", len(maps), len(sizes))
 	}
 	kinds := make(map[string]int)
 	for i := range maps {
