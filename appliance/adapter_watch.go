@@ -45,20 +45,34 @@ func (a *arrival) current() *pager.Client {
 	return a.pager
 }
 
+// complete reports whether every page is here and the pager was told to end.
+func (a *arrival) complete() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.record.Resident
+}
+
 // retry runs f on the pager, and again on the one that takes over when it dies.
-// Without a pager there is nothing to do: an earlier daemon saw all pages arrive.
+// Once every page is here there is nothing to do: no pager comes after the last.
 func (a *arrival) retry(ctx context.Context, f func(p *pager.Client) error) error {
 	for {
 		p := a.current()
-		if p == nil {
+		if p == nil { // an earlier daemon saw the last page arrive
 			return nil
 		}
 		err := f(p)
 		if !errors.Is(err, pager.ErrGone) {
 			return err
 		}
+		if a.complete() {
+			return nil
+		}
 		deadline := time.NewTimer(30 * time.Second)
 		for a.current() == p {
+			if a.complete() {
+				deadline.Stop()
+				return nil
+			}
 			select {
 			case <-ctx.Done():
 				deadline.Stop()
