@@ -170,6 +170,9 @@ func (a *arriving) announce(c *control, st DestState, told *said) (over bool, er
 			return false, a.d.send(c, residentMsg{PID: p.PID, Stats: p.ArrivalStats.onAir()})
 		}
 	case DestAborted:
+		if a.theArrival() != nil {
+			return false, nil // not ended yet, and the source would let its copy run
+		}
 		return true, a.d.send(c, abortedMsg{Reason: a.snapshot().Reason})
 	case DestLost:
 		return true, a.d.send(c, lostMsg{Reason: a.snapshot().Reason})

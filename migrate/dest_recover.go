@@ -21,6 +21,13 @@ func (a *arriving) resume(ctx context.Context, c *control, m *resumeMsg) (resume
 	if a.behind {
 		return resumeAckMsg{}, errBehind
 	}
+	if st == DestAborted && a.theArrival() != nil {
+		// It could not be ended so far: until it is, the source must not hear of
+		// it.
+		if err := a.abort(ctx, "", false); err != nil {
+			return resumeAckMsg{}, err
+		}
+	}
 	early := st == DestPrepared || st == DestReady
 	switch m.Intent {
 	case intentAsk:
@@ -267,6 +274,9 @@ func (d *Destination) ResolveAbort(ctx context.Context, id transport.MigrationID
 	}
 	defer a.give()
 	st := a.State()
+	if st == DestAborted && a.theArrival() != nil { // once more
+		return a.abort(ctx, "", false)
+	}
 	if st == DestAborted || st == DestDone || st == DestEmpty {
 		return fmt.Errorf("migrate: nothing to resolve: the destination is %v", st)
 	}

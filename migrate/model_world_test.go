@@ -55,9 +55,10 @@ type world struct {
 	links []*link
 
 	// What goes wrong.
-	chaos   bool // faults happen at random
-	faults  int  // how many more
-	baddisk bool // the journals fail more often than anything else
+	chaos   bool     // faults happen at random
+	faults  int      // how many more
+	baddisk bool     // the journals fail more often than anything else
+	stuck   []string // operations that always fail
 	plan    []planned
 	planned bool           // one of them has happened
 	seen    map[string]int // kill points
@@ -243,6 +244,9 @@ var errInjected = errors.New("injected")
 
 // trouble is a random failure of one operation. Caller holds w.mu.
 func (w *world) trouble(what string) error {
+	if slices.Contains(w.stuck, what) {
+		return fmt.Errorf("%s: %w", what, errInjected)
+	}
 	odds := 40
 	if w.baddisk && strings.Contains(what, "journal") {
 		odds = 3

@@ -79,6 +79,49 @@ func TestResolveAbortThere(t *testing.T) {
 	})
 }
 
+// TestResolveAbortOfWhatRuns: the destination is told to give up what runs there,
+// and cannot end it at once. The source takes its copy back when it has ended,
+// and not a moment before.
+func TestResolveAbortOfWhatRuns(t *testing.T) {
+	for _, again := range []string{"nothing happens", "the link breaks", "the daemon ends"} {
+		stage(t, ModePostCopy, func(t *testing.T, s *scene) {
+			stuck := func(what ...string) { s.mu.Lock(); s.stuck = what; s.mu.Unlock() }
+			stuck("resident", "abort")
+			l, src := s.newLife()
+			ch := s.begin(l, src.Run)
+			s.until(DestRunning)
+			s.overruled = true
+			if err := s.dest.ResolveAbort(t.Context(), modelID); err == nil {
+				t.Fatal("it could not be ended, and nobody says so")
+			}
+			time.Sleep(time.Minute)
+			s.want(copyHeld, copyRunning)
+			switch again {
+			case "the link breaks":
+				s.breakLinks(false)
+				time.Sleep(time.Minute)
+				s.want(copyHeld, copyRunning)
+			case "the daemon ends":
+				s.lives[RoleDestination].crash()
+				s.startDest()
+				time.Sleep(time.Minute)
+				s.want(copyHeld, copyRunning)
+			}
+			stuck()
+			if err := s.dest.ResolveAbort(t.Context(), modelID); err != nil && again == "nothing happens" {
+				t.Fatal(err)
+			}
+			if o := s.await(ch); o.res.Outcome != OutcomeAborted {
+				t.Fatalf("%s: %+v, %v", again, o.res, o.err)
+			}
+			s.want(copyRunning, copyNone)
+			if len(s.violations) > 0 {
+				t.Errorf("%s: %v", again, s.violations)
+			}
+		})
+	}
+}
+
 // TestResolveCommitThere: the source died held, before its commit; all pages are
 // at the destination, which is told to go on. The source obeys.
 func TestResolveCommitThere(t *testing.T) {
