@@ -62,7 +62,7 @@ func (n *node) leftovers(alive []*guest) error {
 			found("migration %s (%s) in state %s: %s", rep.ID, rep.Role, rep.State, rep.Reason)
 		}
 	}
-	daemon := n.daemon.PID()
+	daemon := n.daemon.Load().PID()
 	homes := map[string]bool{}
 	for _, p := range n.processes() {
 		living := slices.ContainsFunc(alive, func(g *guest) bool { return g.at == n && g.pid == p.inner && g.comm == p.comm })
@@ -154,7 +154,7 @@ func (n *node) mountinfo() string {
 
 // descriptors lists those of the daemon that only a migration needs.
 func (n *node) descriptors() (out []string) {
-	dir := fmt.Sprintf("/proc/%d/fd", n.daemon.PID())
+	dir := fmt.Sprintf("/proc/%d/fd", n.daemon.Load().PID())
 	list, _ := os.ReadDir(dir)
 	for _, e := range list {
 		to, err := os.Readlink(filepath.Join(dir, e.Name()))

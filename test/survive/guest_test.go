@@ -51,9 +51,9 @@ func (r *rig) launch(t testing.TB, n *node, cmd *exec.Cmd) *guest {
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	// High up, so that the numbers of its threads are free on the other host,
 	// too: it keeps them then.
-	n.lastPID(20000 + 500*int(guests.Load()%20))
+	n.lastPID(t, 20000+500*int(guests.Load()%20))
 	p, err := n.host.Start("guest", cmd)
-	n.lastPID(300)
+	n.lastPID(t, 300)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,10 +66,10 @@ func (r *rig) launch(t testing.TB, n *node, cmd *exec.Cmd) *guest {
 }
 
 // lastPID has the host count on from pid.
-func (n *node) lastPID(pid int) {
-	n.r.t.Helper()
+func (n *node) lastPID(t testing.TB, pid int) {
+	t.Helper()
 	if _, err := n.host.Run(context.Background(), "sh", "-c", fmt.Sprintf("echo %d > /proc/sys/kernel/ns_last_pid", pid)); err != nil {
-		n.r.t.Fatal(err)
+		t.Fatal(err)
 	}
 }
 

@@ -3,6 +3,7 @@ package survive_test
 import "testing"
 
 func TestSmoke(t *testing.T) {
+	begin(t)
 	r := newRig(t)
 	g := r.small(t, r.a)
 	for i := range 6 {

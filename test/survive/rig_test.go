@@ -3,12 +3,14 @@ package survive_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,6 +29,7 @@ type rig struct {
 	a, b     *node
 	keys     string
 	recorder *testutil.Recorder
+	broken   bool // a test has failed on it
 }
 
 // node is one host and its daemon.
@@ -36,15 +39,13 @@ type node struct {
 	points *points
 	log    *logBuffer
 	config string // without what all nodes have; more lines of YAML
-	daemon *lab.Program
+	daemon atomic.Pointer[lab.Program]
 	mounts string // of the host, when nothing had happened yet
 }
 
-// newRig makes a rig for one test and its subtests.
+// newRig makes a rig for one test and its subtests. Call begin before the first.
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	pageferry(t)
-	testutil.NoLeaks(t)
 	r := &rig{t: t, keys: filepath.Join(t.TempDir(), "keys")}
 	r.recorder = testutil.NewRecorder(t)
 	if err := keys.Init(r.keys); err != nil {
@@ -62,10 +63,17 @@ func newRig(t *testing.T) *rig {
 	})
 	r.a, r.b = r.newNode(l.Hosts()[0]), r.newNode(l.Hosts()[1])
 	for _, n := range r.nodes() {
-		n.start()
+		n.start(t)
 	}
 	t.Cleanup(r.end)
 	return r
+}
+
+// begin is what every test does first.
+func begin(t *testing.T) {
+	t.Helper()
+	pageferry(t)
+	testutil.NoLeaks(t)
 }
 
 func (r *rig) nodes() []*node { return []*node{r.a, r.b} }
@@ -105,15 +113,16 @@ func (n *node) path(p string) string { return filepath.Join(n.host.Root(), p) }
 func (n *node) name() string { return n.host.Name() }
 
 // start runs a daemon and waits until it answers.
-func (n *node) start() {
-	n.r.t.Helper()
-	n.begin()
-	n.await()
+func (n *node) start(t testing.TB) {
+	t.Helper()
+	n.launch(t)
+	if err := n.await(); err != nil {
+		t.Fatal(err)
+	}
 }
 
-// begin runs a daemon.
-func (n *node) begin() {
-	t := n.r.t
+// launch runs a daemon.
+func (n *node) launch(t testing.TB) {
 	t.Helper()
 	cert, key := keys.HostFiles(n.name())
 	text := fmt.Sprintf("name: %s\nlog_level: debug\n", n.name())
@@ -134,64 +143,73 @@ func (n *node) begin() {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.daemon = p
+	n.daemon.Store(p)
 }
 
+var errEnded = errors.New("the daemon has ended")
+
 // await waits until the daemon answers.
-func (n *node) await() {
-	t, p := n.r.t, n.daemon
-	t.Helper()
+func (n *node) await() error {
 	c := n.api()
 	defer c.Close()
-	testutil.Eventually(t, 20*time.Second, func() error {
-		select {
-		case <-p.Done():
-			t.Fatalf("the daemon of host %s ended: %v\n%s", n.name(), p.Wait(), n.log.tail(4000))
-		default:
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		_, err := c.Info(context.Background())
+		if err == nil {
+			return nil
 		}
-		_, err := c.Info(t.Context())
-		return err
-	})
+		select {
+		case <-n.daemon.Load().Done():
+			return fmt.Errorf("host %s: %w: %v\n%s", n.name(), errEnded, n.daemon.Load().Wait(), n.log.tail(4000))
+		case <-time.After(2 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("host %s: the daemon does not answer: %w\n%s", n.name(), err, n.log.tail(4000))
+		}
+	}
 }
 
 // kill ends the daemon as kill -9 does.
 func (n *node) kill() {
-	_ = n.daemon.Signal(unix.SIGKILL)
-	<-n.daemon.Done()
+	p := n.daemon.Load()
+	_ = p.Signal(unix.SIGKILL)
+	<-p.Done()
 }
 
 // stop ends it in good order.
-func (n *node) stop() {
-	n.r.t.Helper()
-	_ = n.daemon.Signal(unix.SIGTERM)
+func (n *node) stop(t testing.TB) {
+	t.Helper()
+	p := n.daemon.Load()
+	_ = p.Signal(unix.SIGTERM)
 	select {
-	case <-n.daemon.Done():
+	case <-p.Done():
 	case <-time.After(20 * time.Second):
-		n.r.t.Errorf("the daemon of host %s does not end on SIGTERM\n%s", n.name(), n.log.tail(4000))
+		t.Errorf("the daemon of host %s does not end on SIGTERM\n%s", n.name(), n.log.tail(4000))
 		n.kill()
 		return
 	}
-	if err := n.daemon.Wait(); err != nil {
-		n.r.t.Errorf("the daemon of host %s ended with: %v\n%s", n.name(), err, n.log.tail(4000))
+	if err := p.Wait(); err != nil {
+		t.Errorf("the daemon of host %s ended with: %v\n%s", n.name(), err, n.log.tail(4000))
 	}
 }
 
-// restart brings back a daemon that was killed or stopped.
-func (n *node) restart() {
-	n.r.t.Helper()
+// killed reports whether the daemon has ended.
+func (n *node) killed() bool {
 	select {
-	case <-n.daemon.Done():
+	case <-n.daemon.Load().Done():
+		return true
 	default:
-		n.stop()
+		return false
 	}
-	n.start()
 }
 
 // end is the last thing that happens to a rig before its hosts go.
 func (r *rig) end() {
 	for _, n := range r.nodes() {
 		n.points.do(nil)
-		n.stop()
+		if !r.broken {
+			n.stop(r.t)
+		}
 	}
 }
 
@@ -237,19 +255,32 @@ func (l *logBuffer) since(at int) string {
 
 func (l *logBuffer) tail(n int) string { return l.since(max(0, l.len()-n)) }
 
-// showLogs prints what the daemons say during a test that fails.
-func (r *rig) showLogs(t *testing.T) {
+// watch prints, if a test fails, what the daemons said during it and what their
+// goroutines are at, and gives the rig up.
+func (r *rig) watch(t *testing.T) {
 	at := map[*node]int{r.a: r.a.log.len(), r.b: r.b.log.len()}
 	t.Cleanup(func() {
 		if !t.Failed() {
 			return
 		}
+		r.broken = true
 		for _, n := range r.nodes() {
 			s := n.log.since(at[n])
 			if len(s) > 12000 {
 				s = "[...]" + s[len(s)-12000:]
 			}
 			t.Logf("daemon of host %s:\n%s", n.name(), s)
+			if n.killed() {
+				continue
+			}
+			now := n.log.len()
+			_ = n.daemon.Load().Signal(unix.SIGQUIT)
+			select {
+			case <-n.daemon.Load().Done():
+			case <-time.After(10 * time.Second):
+				n.kill()
+			}
+			t.Logf("its goroutines:\n%s", n.log.since(now))
 		}
 	})
 }
