@@ -314,6 +314,57 @@ func TestReattach(t *testing.T) {
 				t.Errorf("once more: %v, want %v", err, ErrNoSkeleton)
 			}
 		})
+		t.Run("end of a released one "+ns, func(t *testing.T) {
+			testutil.NoLeaks(t)
+			cfg, trap := prepare(t, ns)
+			defer trap.close()
+			s, err := Reattach(timed(t), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Kill(s.PID(), unix.SIGSTOP); err != nil { // or it ends by itself
+				t.Fatal(err)
+			}
+			if err := s.Release(timed(t)); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Abort(timed(t)); !errors.Is(err, ErrState) {
+				t.Errorf("abort: %v, want %v", err, ErrState)
+			}
+			for range 2 {
+				if err := s.End(timed(t)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := Reattach(timed(t), cfg); !errors.Is(err, ErrNoSkeleton) {
+				t.Errorf("once more: %v, want %v", err, ErrNoSkeleton)
+			}
+		})
+		t.Run("killed before its release "+ns, func(t *testing.T) {
+			testutil.NoLeaks(t)
+			cfg, trap := prepare(t, ns)
+			defer trap.close()
+			s, err := Reattach(timed(t), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pid := s.PID()
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			testutil.Eventually(t, limit, func() error {
+				if unix.Kill(pid, 0) != unix.ESRCH {
+					return errors.New("it is there")
+				}
+				return nil
+			})
+			if err := s.Release(timed(t)); !errors.Is(err, proc.ErrGone) {
+				t.Errorf("released: %v, want %v", err, proc.ErrGone)
+			}
+			if err := s.Abort(timed(t)); err != nil {
+				t.Fatal(err)
+			}
+		})
 		t.Run("release "+ns, func(t *testing.T) {
 			testutil.NoLeaks(t)
 			cfg, trap := prepare(t, ns)

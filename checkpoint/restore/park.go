@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/pageferry/pageferry/internal/sys"
+	"github.com/pageferry/pageferry/proc"
 )
 
 // Park freezes the cgroup, and then lets go of every thread: they leave their
@@ -62,11 +64,21 @@ func (s *Skeleton) park(ctx context.Context) error {
 // Release lets the process run, or, if it was stopped at the source, stand in
 // its stop. It may be called again. The process is in a cgroup of its own, that
 // no service's end takes down; Sweep removes that when the process has ended.
+// It is proc.ErrGone where somebody has killed it before it was released.
 func (s *Skeleton) Release(context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.state != parked && s.state != released {
 		return fmt.Errorf("restore: release a skeleton that is %v: %w", s.state, ErrState)
+	}
+	if s.state == parked {
+		pids, err := s.group.Procs()
+		if err == nil && !slices.Contains(pids, s.pid) {
+			err = proc.ErrGone
+		}
+		if err != nil {
+			return fmt.Errorf("restore: release pid %d: %w", s.pid, err)
+		}
 	}
 	s.cfg.KillPoint("restore/release/before")
 	if err := s.group.Thaw(); err != nil {
@@ -92,6 +104,17 @@ func (s *Skeleton) Abort(ctx context.Context) error {
 	if s.state == released {
 		return fmt.Errorf("restore: abort a process that was released: %w", ErrState)
 	}
+	return s.abort(ctx)
+}
+
+// End is Abort for a process that may have been released: it was decided that
+// another copy of it is the one that lives.
+func (s *Skeleton) End(ctx context.Context) error {
+	if err := killAll(s.group); err != nil {
+		return fmt.Errorf("restore: end: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return s.abort(ctx)
 }
 
