@@ -267,8 +267,8 @@ func (t *Target) start(th *thread, r *sys.Regs) error {
 		return t.gone(fmt.Errorf("set the registers of thread %d: %w", th.tid, err))
 	}
 	Point("enter-regs")
-	if !th.entered {
-		th.entered = true
+	if !th.entered || th.waited != t.sig { // UseSignal may have chosen another since
+		th.entered, th.waited = true, t.sig
 		if err := sys.PtraceSetSigmask(th.tid, ^(sys.SigBit(int(t.sig)) | th.open)); err != nil {
 			return t.gone(fmt.Errorf("block the signals of thread %d: %w", th.tid, err))
 		}

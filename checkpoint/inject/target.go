@@ -42,6 +42,7 @@ type thread struct {
 	open    uint64        // fault signals that are left unblocked during a batch
 	block   uint64        // address of its resume trampoline
 	entered bool          // registers and mask are ours
+	waited  unix.Signal   // the one that our mask leaves open for the end of a batch
 	stray   []sys.Siginfo // signals that came meanwhile and could not be blocked
 }
 
