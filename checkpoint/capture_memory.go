@@ -24,6 +24,9 @@ func (c *capture) memory(own []page.Range) (image.Memory, error) {
 		for j := i; j < len(vmas) && vmas[j].Start < r.End; j++ {
 			v := &vmas[j]
 			switch part := v.Intersect(r); {
+			case v.Has("dp"):
+				// Droppable: the program is prepared to find zeros at any
+				// moment, and a userfaultfd does not register there.
 			case v.Kind == image.VMAAnon:
 				lazy = append(lazy, part)
 			case v.Kind == image.VMAFile, v.Kind == image.VMADevice, v.Kind == image.VMAShared && !v.Shared:

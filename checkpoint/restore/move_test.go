@@ -98,13 +98,14 @@ func serve(sn *snapshot) *server {
 func (s *server) Adopt(_ context.Context, a Adoption) error {
 	defer a.Mem.Close()
 	for i, r := range s.sn.ranges {
-		switch {
-		case a.Memory.Eager.Contains(r.Start):
-			if _, err := a.Mem.WriteAt(s.sn.content[i], int64(r.Start)); err != nil {
-				return fmt.Errorf("eager pages %v: %w", r, err)
+		part := func(x page.Range) []byte { return s.sn.content[i][x.Start-r.Start : x.End-r.Start] }
+		for _, x := range a.Memory.Eager.Intersect(r) {
+			if _, err := a.Mem.WriteAt(part(x), int64(x.Start)); err != nil {
+				return fmt.Errorf("eager pages %v: %w", x, err)
 			}
-		case a.Memory.Lazy.Contains(r.Start):
-			s.segs = append(s.segs, segment{r, s.sn.content[i]})
+		}
+		for _, x := range a.Memory.Lazy.Intersect(r) {
+			s.segs = append(s.segs, segment{x, part(x)})
 		}
 	}
 	if a.UFFD == nil {
