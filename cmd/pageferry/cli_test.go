@@ -112,11 +112,12 @@ func (d *fakeDaemon) start(t *testing.T) string {
 		answer(w, http.StatusOK, d.report)
 	})
 	mux.HandleFunc("GET /v1/migrations/{id}/events", func(w http.ResponseWriter, _ *http.Request) {
+		enc := json.NewEncoder(w)
 		for _, p := range d.progress {
-			answer(w, http.StatusOK, p)
+			_ = enc.Encode(p)
 		}
 		if d.report.Finished() {
-			answer(w, http.StatusOK, d.report)
+			_ = enc.Encode(d.report)
 		}
 	})
 	mux.HandleFunc("POST /v1/migrations/{id}/cancel", func(w http.ResponseWriter, _ *http.Request) {
