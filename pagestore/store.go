@@ -205,7 +205,7 @@ func (s *Store) Close() error {
 // Sources are the address spaces of the source.
 func (s *Store) Sources() []*Source { return *s.sources.Load() }
 
-// Spaces are the live address spaces here, parents before their children.
+// Spaces are the live address spaces here.
 func (s *Store) Spaces() []*Space { return *s.spaces.Load() }
 
 // Source returns the source called id, or nil.
