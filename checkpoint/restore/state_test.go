@@ -166,13 +166,13 @@ time.sleep(1e6)
 // changes by itself.
 func attributes(t *testing.T, pid int) (out []string) {
 	t.Helper()
-	keep := []string{"Name", "Umask", "Tgid", "Pid", "Uid", "Gid", "Groups", "NSpid", "NSpgid", "NSsid", "SigPnd", "ShdPnd", "SigBlk",
+	keep := []string{"Name", "Umask", "Uid", "Gid", "Groups", "NSpid", "NSpgid", "NSsid", "SigPnd", "ShdPnd", "SigBlk",
 		"SigIgn", "SigCgt", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Cpus_allowed", "THP_enabled", "Threads"}
 	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, task := range tasks {
+	for i, task := range tasks {
 		dir := fmt.Sprintf("/proc/%d/task/%s", pid, task.Name())
 		read := func(name string) string {
 			b, err := os.ReadFile(filepath.Join(dir, name))
@@ -183,7 +183,11 @@ func attributes(t *testing.T, pid int) (out []string) {
 		}
 		for line := range strings.Lines(read("status")) {
 			if k, _, _ := strings.Cut(line, ":"); slices.Contains(keep, k) {
-				out = append(out, task.Name()+" "+strings.Join(strings.Fields(line), " "))
+				f := strings.Fields(line)
+				if strings.HasPrefix(k, "NS") {
+					f = []string{f[0], f[len(f)-1]} // as the process sees it
+				}
+				out = append(out, fmt.Sprintf("thread %d: %s", i, strings.Join(f, " ")))
 			}
 		}
 		out = append(out, read("limits"), read("personality"), read("oom_score_adj"), read("cmdline"))
