@@ -251,6 +251,10 @@ func offer(rep *inspect.Report, opts SourceOptions) (migrate.Offer, error) {
 	if err != nil {
 		return migrate.Offer{}, err
 	}
+	st, err := proc.ReadStatus(rep.PID)
+	if err != nil {
+		return migrate.Offer{}, gone(err)
+	}
 	mode := opts.Mode
 	if mode == "" {
 		mode = migrate.ModePostCopy
@@ -262,5 +266,14 @@ func offer(rep *inspect.Report, opts SourceOptions) (migrate.Offer, error) {
 		Listeners: rep.Listeners, Files: rep.Files, Directories: rep.Directories,
 		PIDNamespace: opts.PIDNamespace, PlainPages: opts.PlainPages, Lanes: opts.BulkLanes, Trap: opts.Trap,
 		Monotonic: mono, Boottime: boot, Addresses: opts.Addresses,
+		PGID: innermost(st.NSPGID), SID: innermost(st.NSSID),
 	}, nil
+}
+
+// innermost is a number as the process itself sees it.
+func innermost(ns []int) int {
+	if len(ns) == 0 {
+		return 0
+	}
+	return ns[len(ns)-1]
 }

@@ -45,6 +45,9 @@ type Offer struct {
 	Boottime  time.Duration `cbor:"23,keyasint"`
 	// Addresses maps addresses there to those here, for sockets.
 	Addresses map[string]string `cbor:"24,keyasint"`
+	// PGID and SID are its process group and session, as it sees them.
+	PGID int `cbor:"25,keyasint"`
+	SID  int `cbor:"26,keyasint"`
 }
 
 // Refusal says that a host will not take a process, before anything was touched.
