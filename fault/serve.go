@@ -50,12 +50,16 @@ func (t *Trap) serve(sp *pagestore.Space, revents int16) {
 // read reads messages into the log and sorts them. The space is locked.
 func (t *Trap) read(sp *pagestore.Space) error {
 	var punched []page.Range
-	if sp.SharedMissing() && changing(sp) {
-		punched = punching(sp.PID())
-	}
 	tail := sp.LogTail()
 	if len(tail) == 0 { // cannot be: settle does not let it come so far
 		return nil
+	}
+	if sp.SharedMissing() {
+		// One at a time: whose event was read is gone before one can look.
+		tail = tail[:sys.UffdMsgSize]
+		if changing(sp) {
+			punched = punching(sp.PID())
+		}
 	}
 	n, err := unix.Read(sp.FD(), tail)
 	if n <= 0 {

@@ -130,7 +130,7 @@ func TestAgainstModel(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 1))
-	for range 20 {
+	for range 8 {
 		st := create(t)
 		var lazy, eager page.Set
 		m := model{map[int]int{}, map[int]bool{}}

@@ -188,6 +188,9 @@ var (
 	ErrGone = errors.New("pager: process is gone")
 	// ErrLost: the source is lost for good and the missing pages are poisoned.
 	ErrLost = errors.New("pager: source lost")
+	// ErrNoKeeper: pager and keeper are both gone, and with them what was
+	// missing: the kernel gives out zeros for it.
+	ErrNoKeeper = errors.New("pager: nobody has kept the memory")
 	// ErrNoPager: nothing listens in Dir, and Takeover is the way.
 	ErrNoPager = errors.New("pager: no pager listens")
 )

@@ -46,8 +46,14 @@ func Takeover(ctx context.Context, cfg Config, keeperPID int) (*Client, error) {
 		kstart = 0
 	}
 	fd, err := openProcess(keeperPID, kstart)
-	if err != nil {
-		return nil, fmt.Errorf("pager: keeper %d: %w: the missing pages are lost", keeperPID, err)
+	if err == nil && waitProcess(fd, 0) {
+		unix.Close(fd)
+		err = ErrGone
+	}
+	if errors.Is(err, ErrGone) {
+		return nil, fmt.Errorf("%w: keeper %d: %w: the missing pages are lost", ErrNoKeeper, keeperPID, err)
+	} else if err != nil {
+		return nil, fmt.Errorf("pager: keeper %d: %w", keeperPID, err)
 	}
 	defer unix.Close(fd)
 	return start(ctx, cfg, keeperPID)

@@ -11,6 +11,9 @@
 // churn: threads read, write, drop, move, grow, shrink, unmap and fork, and
 // verify what they find against a model, in the forked children as well.
 //
+// shared: the region is shared memory; one thread finds that MADV_DONTNEED keeps
+// its content, MADV_REMOVE does not, and a second mapping has the same.
+//
 // It begins after a byte on descriptor 3, ends after the next one, verifies
 // everything once more and says so in its exit status.
 #define _GNU_SOURCE
@@ -193,6 +196,29 @@ static void *touch(void *arg) {
 	return NULL;
 }
 
+static void *shared(void *arg) {
+	struct self *t = arg;
+	for (long i = 0; i + 8 <= pages && !stop; i += 8) {
+		char *p = (char *)BASE + i * PAGE;
+		if (madvise(p, 2 * PAGE, MADV_DONTNEED)) die("MADV_DONTNEED");
+		if (madvise(p + 2 * PAGE, 2 * PAGE, MADV_REMOVE)) die("MADV_REMOVE");
+		char *q = mremap(p + 4 * PAGE, 0, 4 * PAGE, MREMAP_MAYMOVE);
+		if (q == MAP_FAILED) die("mremap alias");
+		for (int k = 0; k < 8; k++) {
+			struct state s = {i + k, 0};
+			if (k == 2 || k == 3) s.src = -1;
+			char *at = k < 4 || k % 2 ? p + k * PAGE : q + (k - 4) * PAGE; // some through the one first, some through the other
+			if (!verify((uint64_t *)at, s, "shared", p)) _exit(3);
+			if (k >= 4 && !verify((uint64_t *)(q + (k - 4) * PAGE), s, "alias", q)) _exit(3);
+		}
+		if (munmap(q, 4 * PAGE)) die("munmap alias");
+		for (int k = 0; k < 8; k++)
+			if (k != 2 && k != 3 && !verify((uint64_t *)(p + k * PAGE), (struct state){i + k, 0}, "after the alias", p)) _exit(3);
+		t->ops[0] = i + 8;
+	}
+	return NULL;
+}
+
 static void send_fd(int fd) {
 	char c = 'u', buf[CMSG_SPACE(sizeof fd)] = {0};
 	struct iovec iov = {&c, 1};
@@ -208,8 +234,9 @@ int main(int argc, char **argv) {
 	if (argc != 5) return 2;
 	pages = atol(argv[2]), threads = atoi(argv[3]);
 	uint64_t seed = strtoull(argv[4], NULL, 10);
+	int sharing = !strcmp(argv[1], "shared");
 	char *base = mmap((void *)BASE, pages * PAGE, PROT_READ | PROT_WRITE,
-		MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_NORESERVE, -1, 0);
+		(sharing ? MAP_SHARED : MAP_PRIVATE) | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_NORESERVE, -1, 0);
 	if (base != (char *)BASE) die("mmap");
 	int fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 	if (fd < 0) die("userfaultfd");
@@ -236,7 +263,7 @@ int main(int argc, char **argv) {
 	char c;
 	if (read(3, &c, 1) != 1) return 2;
 	for (int i = 0; i < threads; i++)
-		if (pthread_create(&t[i].th, NULL, churning ? churn : touch, &t[i])) die("pthread_create");
+		if (pthread_create(&t[i].th, NULL, churning ? churn : sharing ? shared : touch, &t[i])) die("pthread_create");
 	if (read(3, &c, 1) != 1) return 2;
 	stop = 1;
 	uint64_t ops[8] = {0}, hits = 0, misses = 0, sum = 0, max = 0;
@@ -246,7 +273,9 @@ int main(int argc, char **argv) {
 		hits += t[i].hits, misses += t[i].misses, sum += t[i].sum;
 		if (t[i].max > max) max = t[i].max;
 	}
-	if (churning) {
+	if (sharing) {
+		printf("%lu pages shared\n", ops[0]);
+	} else if (churning) {
 		for (int i = 0; i < threads; i++)
 			if (!verify_chunks(&t[i], "end")) return 3;
 		printf("read %lu write %lu drop %lu grow %lu shrink %lu move %lu unmap %lu fork %lu\n",
