@@ -8,8 +8,22 @@ import (
 	"github.com/pageferry/pageferry/migrate"
 )
 
-// look inspects pid for a migration with opts.
-func look(pid int, opts SourceOptions) (*inspect.Report, error) {
+// look inspects pid for a migration with opts. A program that runs changes while
+// it is looked at, and may seem to have what it never had at one moment, such as
+// an epoll set with a file that it has just closed: what is to be refused must be
+// there time and again.
+func look(pid int, opts SourceOptions) (rep *inspect.Report, err error) {
+	const looks = 4
+	for range looks {
+		rep, err = lookOnce(pid, opts)
+		if err != nil || rep.Movable {
+			break
+		}
+	}
+	return rep, err
+}
+
+func lookOnce(pid int, opts SourceOptions) (*inspect.Report, error) {
 	rep, err := inspect.Inspect(pid, inspect.Options{TCPClose: opts.TCP == "close"})
 	for _, wrong := range []error{inspect.ErrThread, inspect.ErrKernelThread, inspect.ErrZombie, inspect.ErrNoProcess} {
 		if errors.Is(err, wrong) {
