@@ -37,11 +37,19 @@ func (g *guest) find() error {
 	var at []string
 	for _, n := range g.r.nodes() {
 		for _, p := range n.processes() {
-			if p.inner == g.pid && p.comm == g.comm {
-				g.at = n
+			if p.self == g.self && p.comm == g.comm {
+				g.at, g.pid = n, p.inner
 				at = append(at, fmt.Sprintf("pid %d of host %s in cgroup %s", p.inner, n.name(), p.cgroup))
 			}
 		}
+	}
+	if len(at) == 0 {
+		for _, n := range g.r.nodes() {
+			for _, p := range n.processes() {
+				at = append(at, fmt.Sprintf("%+v of host %s", p, n.name()))
+			}
+		}
+		return fmt.Errorf("%s (%s, pid %d) is gone; there are only %v", g.identity, g.comm, g.self, at)
 	}
 	if len(at) != 1 {
 		return fmt.Errorf("%s (%s): %d copies: %v", g.identity, g.comm, len(at), at)
@@ -64,10 +72,21 @@ func (n *node) leftovers(alive []*guest) error {
 	}
 	daemon := n.daemon.Load().PID()
 	homes := map[string]bool{}
-	for _, p := range n.processes() {
-		living := slices.ContainsFunc(alive, func(g *guest) bool { return g.at == n && g.pid == p.inner && g.comm == p.comm })
-		if living {
+	procs := n.processes()
+	guest := func(p process) bool {
+		return slices.ContainsFunc(alive, func(g *guest) bool { return g.at == n && g.pid == p.inner && g.comm == p.comm })
+	}
+	for _, p := range procs {
+		if guest(p) {
 			homes[p.cgroup] = true
+		}
+	}
+	for _, p := range procs {
+		living := guest(p)
+		if p.comm == "pageferry-init" && homes[p.cgroup] {
+			living = true // of a namespace in which the guest has its pid
+		}
+		if living {
 			if b, err := os.ReadFile(filepath.Join(n.host.Cgroup(), p.cgroup, "cgroup.freeze")); err != nil || strings.TrimSpace(string(b)) != "0" {
 				found("process %d (%s) in a frozen cgroup, %s", p.pid, p.comm, p.cgroup)
 			}

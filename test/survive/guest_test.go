@@ -24,6 +24,7 @@ type guest struct {
 	t        testing.TB
 	at       *node // where it lives
 	pid      int   // what that host calls it
+	self     int   // what it calls itself, wherever it is
 	comm     string
 	identity string
 	report   string
@@ -60,7 +61,7 @@ func (r *rig) launch(t testing.TB, n *node, cmd *exec.Cmd) *guest {
 	if g.pid, err = n.host.PID(p.PID()); err != nil {
 		t.Fatal(err)
 	}
-	g.comm = filepath.Base(cmd.Path)
+	g.comm, g.self = filepath.Base(cmd.Path), g.pid
 	t.Cleanup(g.end)
 	return g
 }
@@ -171,7 +172,8 @@ func (n *node) outer(pid int) int {
 
 // process is one of a host, as /proc tells without asking its memory.
 type process struct {
-	pid, inner int
+	pid, inner int // here, and as the host calls it
+	self       int // as it calls itself
 	comm       string
 	state      byte
 	cgroup     string // below the host's
@@ -215,6 +217,7 @@ func (p *process) describe() bool {
 			// The second is the host's own; others are namespaces within.
 			if f := strings.Fields(v); len(f) > 1 {
 				p.inner, _ = strconv.Atoi(f[1])
+				p.self, _ = strconv.Atoi(f[len(f)-1])
 			}
 		}
 	}
@@ -225,7 +228,7 @@ func (p *process) describe() bool {
 func (g *guest) end() {
 	for _, n := range g.r.nodes() {
 		for _, p := range n.processes() {
-			if p.inner != g.pid || p.comm != g.comm {
+			if p.self != g.self || p.comm != g.comm {
 				continue
 			}
 			if fd, err := unix.PidfdOpen(p.pid, 0); err == nil {

@@ -69,6 +69,15 @@ func newRig(t *testing.T) *rig {
 	return r
 }
 
+// whole is the rig, or a new one where a test has failed on it.
+func (r *rig) whole(t *testing.T) *rig {
+	t.Helper()
+	if !r.broken {
+		return r
+	}
+	return newRig(t)
+}
+
 // begin is what every test does first.
 func begin(t *testing.T) {
 	t.Helper()
