@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -26,8 +25,14 @@ type arrivalRecord struct {
 	Epoch      uint32 `json:"epoch"`
 	PlainPages bool   `json:"plain_pages"`
 	Lanes      int    `json:"lanes"`
+	// Released: the process was let run, as PID. That it is not there any more
+	// then means that it has ended.
+	Released bool `json:"released"`
+	PID      int  `json:"pid"`
 	// Resident: every page has arrived and the pager was told to end.
 	Resident bool `json:"resident"`
+	// Lost: nobody kept its memory, and it was ended.
+	Lost bool `json:"lost"`
 }
 
 // arrival is one migration on its way in. The daemon's goroutines share it.
@@ -37,14 +42,22 @@ type arrival struct {
 	dir  string // run directory: the pager's socket, the record
 	log  *slog.Logger
 
-	skeleton *restore.Skeleton
+	// pagerGroup and keeperGroup are the cgroups of these two: the end of the
+	// daemon's service must not be theirs.
+	pagerGroup, keeperGroup string
+
+	skeleton *restore.Skeleton // nil where it has ended by itself
+
+	// revival is held by whoever puts another pager in the place of a dead one;
+	// taken before mu.
+	revival sync.Mutex
 
 	mu     sync.Mutex
-	pager  *pager.Client
+	pager  *pager.Client // nil where none is needed any more
 	record arrivalRecord
 	key    []byte
 	stats  pager.Stats // the last that was seen
-	done   bool        // resident and finished, or aborted
+	done   bool        // aborted, or let go of
 }
 
 func newLaneKey() []byte {
@@ -57,6 +70,7 @@ func (a *arrival) pagerConfig() pager.Config {
 	c := pager.Config{
 		Command: a.host.opts.Pager, ID: a.id, Dir: a.dir,
 		Window: int(a.host.opts.WindowBytes), BulkLanes: a.record.Lanes,
+		Cgroup: a.pagerGroup, KeeperCgroup: a.keeperGroup,
 	}
 	if t := a.host.opts.TLS; t != nil && !a.record.PlainPages {
 		c.TLS = &pager.TLS{CA: t.CA, Cert: t.Cert, Key: t.Key}
@@ -75,23 +89,6 @@ func (a *arrival) saveRecord() error {
 		return err
 	}
 	return os.Rename(tmp, filepath.Join(a.dir, "arrival.json"))
-}
-
-// reachPager connects to the living pager, or makes a new one in the place of a
-// dead one.
-func (a *arrival) reachPager(ctx context.Context) error {
-	p, err := pager.Connect(ctx, a.pagerConfig())
-	if errors.Is(err, pager.ErrNoPager) {
-		p, err = pager.Takeover(ctx, a.pagerConfig(), 0)
-	}
-	if err != nil {
-		return fmt.Errorf("pager: %w", err)
-	}
-	a.mu.Lock()
-	a.pager = p
-	a.mu.Unlock()
-	go a.watch(p)
-	return nil
 }
 
 func (a *arrival) LaneKey() []byte {
@@ -163,10 +160,33 @@ func (a trap) WaitEager(ctx context.Context) error {
 }
 
 func (a *arrival) Release(ctx context.Context) (int, error) {
-	if err := a.skeleton.Release(ctx); err != nil {
-		return 0, err
+	if a.skeleton == nil {
+		return a.record.PID, nil
 	}
-	return a.skeleton.PID(), nil
+	if a.lost() {
+		return 0, errLost
+	}
+	if err := a.skeleton.Release(ctx); err != nil {
+		return 0, gone(err)
+	}
+	pid := a.skeleton.PID()
+	a.mu.Lock()
+	a.record.Released, a.record.PID = true, pid
+	if err := a.saveRecord(); err != nil {
+		// A daemon that comes back to an ended process will think it lost.
+		a.log.Warn("release not noted", "err", err)
+	}
+	a.mu.Unlock()
+	if a.lost() { // in this moment
+		return 0, errors.Join(errLost, a.skeleton.End(ctx))
+	}
+	return pid, nil
+}
+
+func (a *arrival) lost() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.record.Lost
 }
 
 func (a *arrival) Fetch(ctx context.Context) error {
@@ -187,42 +207,54 @@ func (a *arrival) Resident(ctx context.Context) error {
 	if serr == nil {
 		a.stats = st
 	}
-	a.record.Resident, a.done = true, true
+	a.record.Resident = true
 	err := a.saveRecord()
 	a.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	if err := p.Finish(ctx); err != nil && !errors.Is(err, pager.ErrGone) {
+	// One that dies on the way is replaced once more: the keeper would hold
+	// traps that nobody answers, and the process wait for ever.
+	if err := a.retry(ctx, func(p *pager.Client) error { return p.Finish(ctx) }); err != nil {
 		return err
 	}
+	a.mu.Lock()
+	a.pager = nil
+	a.mu.Unlock()
+	a.clearGroups(ctx)
 	return nil
 }
 
 // Finish removes what Adopt would find.
-func (a *arrival) Finish(context.Context) error {
+func (a *arrival) Finish(ctx context.Context) error {
 	a.host.forget(a.id)
 	sweep(a.log)
+	a.clearGroups(ctx)
 	return os.RemoveAll(a.dir)
 }
 
 func (a *arrival) Abort(ctx context.Context) error {
 	a.mu.Lock()
 	a.done = true
-	p := a.pager
 	a.mu.Unlock()
 	a.host.forget(a.id)
-	var err error
-	// First the process: without its pager it would read zeros.
+	// First the process, also one that runs (migrate says when): without its
+	// pager it would read zeros.
 	if a.skeleton != nil {
-		if err = a.skeleton.Abort(ctx); err != nil {
+		if err := a.skeleton.End(ctx); err != nil {
 			return err
 		}
 	}
-	if p != nil {
+	a.revival.Lock() // or a pager that takes over just now would stay
+	defer a.revival.Unlock()
+	var err error
+	if p := a.current(); p != nil {
 		err = p.Abort(ctx)
 	}
-	return errors.Join(err, os.RemoveAll(a.dir))
+	if err = errors.Join(err, pager.Abandoned(a.dir), removePagerGroups(ctx, a.id)); err != nil {
+		return err
+	}
+	return os.RemoveAll(a.dir)
 }
 
 // NewEpoch is 0 where no page is missing any more, and no lanes are needed.

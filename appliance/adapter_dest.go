@@ -67,8 +67,11 @@ func (h *host) Prepare(ctx context.Context, peer transport.Peer, id transport.Mi
 	if err := a.saveRecord(); err != nil {
 		return nil, err
 	}
+	if err := a.makePagerGroups(); err != nil {
+		return nil, err
+	}
 	a.skeleton, err = restore.Prepare(ctx, restore.Config{
-		ID: id.String(), PIDNamespace: o.PIDNamespace, PID: o.PID,
+		ID: id.String(), PIDNamespace: o.PIDNamespace, PID: o.PID, PGID: o.PGID, SID: o.SID,
 		Monotonic: o.Monotonic, Boottime: o.Boottime, Addresses: o.Addresses, Log: a.log, KillPoint: h.kill,
 	})
 	if err != nil {
@@ -93,7 +96,8 @@ func (h *host) Adopt(ctx context.Context, id transport.MigrationID) (migrate.Arr
 	a := &arrival{id: id, host: h, dir: h.dir(id), log: h.log.With("migration", id), key: newLaneKey()}
 	b, err := os.ReadFile(filepath.Join(a.dir, "arrival.json"))
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("%w: arrival %s: %w", migrate.ErrGone, id, err)
+		// Prepare had hardly begun, or Finish hardly not ended.
+		return nil, errors.Join(fmt.Errorf("%w: arrival %s: %w", migrate.ErrGone, id, err), os.RemoveAll(a.dir))
 	}
 	if err == nil {
 		err = json.Unmarshal(b, &a.record)
@@ -104,15 +108,24 @@ func (h *host) Adopt(ctx context.Context, id transport.MigrationID) (migrate.Arr
 	a.skeleton, err = restore.Reattach(ctx, restore.Config{ID: id.String(), Log: a.log, KillPoint: h.kill})
 	if errors.Is(err, restore.ErrNoSkeleton) {
 		// Without a process nobody needs the pager and what is in the directory.
-		if p, perr := pager.Connect(ctx, a.pagerConfig()); perr == nil {
-			err = errors.Join(err, p.Abort(ctx))
+		if perr := errors.Join(pager.Abandoned(a.dir), removePagerGroups(ctx, id)); perr != nil {
+			return nil, fmt.Errorf("arrival %s: %w", id, perr)
+		}
+		if a.record.Released && !a.record.Lost {
+			return a, nil // it has ended by itself
 		}
 		return nil, fmt.Errorf("%w: %w", migrate.ErrGone, errors.Join(err, os.RemoveAll(a.dir)))
+	}
+	if err == nil {
+		err = a.makePagerGroups()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("arrival %s: %w", id, err)
 	}
-	if err := a.reachPager(ctx); err != nil && !a.record.Resident {
+	if err := a.revive(ctx, nil); err != nil {
+		if errors.Is(err, migrate.ErrGone) {
+			err = errors.Join(err, a.Abort(ctx))
+		}
 		return nil, fmt.Errorf("arrival %s: %w", id, err)
 	}
 	h.mu.Lock()
@@ -135,6 +148,9 @@ func (h *host) Lane(lane transport.LaneID, conn *os.File) error {
 	a.mu.Unlock()
 	if p == nil {
 		return fmt.Errorf("lane for migration %s, of which every page is here", lane.Migration)
+	}
+	if p == nil {
+		return fmt.Errorf("lane for migration %s, whose pages are all here", lane.Migration)
 	}
 	if lane.Epoch != epoch {
 		return fmt.Errorf("lane of epoch %d, this is epoch %d", lane.Epoch, epoch)

@@ -41,7 +41,8 @@ type epoch struct {
 	server *stream.Server
 	cancel context.CancelFunc
 	served sync.WaitGroup
-	lost   chan error
+	once   sync.Once  // guards what is sent on lost
+	lost   chan error // has room for one
 }
 
 func (native) NewLanes(opts LaneOptions) (migrate.Lanes, error) {
@@ -107,12 +108,13 @@ func (l *lanes) Open(ctx context.Context, number uint32, key []byte, p migrate.P
 	return nil
 }
 
-// report passes on the first failure; the others have the same cause.
+// report passes on the first failure; the others have the same cause. Who asks
+// for it again finds the channel closed: that lane is lost for all of the epoch.
 func (e *epoch) report(err error) {
-	select {
-	case e.lost <- err:
-	default:
-	}
+	e.once.Do(func() {
+		e.lost <- err
+		close(e.lost)
+	})
 }
 
 // end closes the lanes of the epoch and waits for those who serve them. Caller

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/pageferry/pageferry/checkpoint"
@@ -61,6 +63,11 @@ func (native) AdoptSource(ctx context.Context, id transport.MigrationID, pid int
 	if err == nil && len(opts.Hint) > 0 && string(opts.Hint) != hint(s) {
 		s.Close()
 		err = checkpoint.ErrNoProcess // another one has its number by now
+	}
+	for _, other := range []error{checkpoint.ErrZombie, checkpoint.ErrThread, checkpoint.ErrKernelThread, checkpoint.ErrSelf} {
+		if errors.Is(err, other) { // it has ended, and its number may be another's
+			return nil, fmt.Errorf("%w: %w", migrate.ErrGone, err)
+		}
 	}
 	if err != nil {
 		return nil, gone(err)
@@ -193,10 +200,15 @@ func (p *process) AtSwitch(context.Context) error {
 	return err
 }
 
+// exitLimit is how long the end of the copy in good order may take.
+const exitLimit = 10 * time.Second
+
 // OnSourceExit sees to it that the copy's end does not make its parent or unit
 // start another one. Kill comes after it and finds nothing to do where the copy
 // has ended by itself.
 func (p *process) OnSourceExit(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, exitLimit) // Kill is next
+	defer cancel()
 	switch p.opts.OnSourceExit {
 	case "exit0":
 		return gone(p.s.Exit(ctx, 0))
@@ -227,7 +239,19 @@ func stopUnit(ctx context.Context, pid int) error {
 // Describe names the process beyond the reuse of its number.
 func (p *process) Describe() []byte { return []byte(hint(p.s)) }
 
-func hint(s *checkpoint.Session) string { return fmt.Sprintf("start %d", s.StartTime()) }
+// hint also names the boot: daemons get the same number at the same moment after
+// every one.
+func hint(s *checkpoint.Session) string {
+	return fmt.Sprintf("start %d boot %s", s.StartTime(), bootID())
+}
+
+var bootID = sync.OnceValue(func() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(b))
+})
 
 // gone tells migrate in its own words that a process does not exist any more.
 func gone(err error) error {

@@ -3,9 +3,12 @@ package appliance
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"time"
 
 	"github.com/pageferry/pageferry/appliance/pager"
+	"github.com/pageferry/pageferry/migrate"
 )
 
 // watch follows a pager's events until it or the client is gone, and puts
@@ -22,20 +25,98 @@ func (a *arrival) watch(p *pager.Client) {
 			a.log.Warn("page lane lost", "lane", ev.Lane.Kind, "index", ev.Lane.Index, "err", ev.Err)
 		case pager.Exited:
 			a.mu.Lock()
-			gone := a.done || a.pager != p
+			over := a.done || a.pager != p || ev.Err == nil // nil: it was told to end
 			a.mu.Unlock()
-			if gone {
+			if over {
 				return
 			}
 			a.log.Warn("pager has died, another takes over", "err", ev.Err)
-			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-			if err := a.reachPager(ctx); err != nil {
+			if err := a.revive(context.Background(), p); err != nil && !errors.Is(err, migrate.ErrGone) {
 				a.log.Error("no pager could take over; the process waits at its next missing page", "err", err)
 			}
-			cancel()
 			return
 		}
 	}
+}
+
+// takeoverLimit bounds one attempt to replace a pager.
+const takeoverLimit = 30 * time.Second
+
+var errEnded = errors.New("the arrival has ended")
+
+// revive sees to it that there is a pager in the place of dead, which may be nil.
+func (a *arrival) revive(ctx context.Context, dead *pager.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, takeoverLimit)
+	defer cancel()
+	a.revival.Lock()
+	defer a.revival.Unlock()
+	a.mu.Lock()
+	over, done, resident, lost := a.pager != dead, a.done, a.record.Resident, a.record.Lost
+	a.mu.Unlock()
+	switch {
+	case done:
+		return errEnded
+	case lost:
+		return errLost
+	case over: // somebody was faster
+		return nil
+	}
+	p, err := a.reachPager(ctx)
+	switch {
+	case err == nil:
+	case resident && (errors.Is(err, os.ErrNotExist) || errors.Is(err, pager.ErrNoKeeper)):
+		// It had let go of the process already, and only its keeper may be left.
+		err = pager.Abandoned(a.dir)
+		if dead != nil {
+			err = errors.Join(err, dead.Abort(ctx))
+		}
+		if err != nil {
+			return err
+		}
+	case errors.Is(err, pager.ErrNoKeeper):
+		return a.lose(ctx, err)
+	default:
+		return fmt.Errorf("pager: %w", err)
+	}
+	a.mu.Lock()
+	a.pager, done = p, a.done
+	a.mu.Unlock()
+	switch {
+	case p == nil:
+	case done: // meanwhile
+		return errors.Join(errEnded, p.Close())
+	default:
+		go a.watch(p)
+	}
+	return nil
+}
+
+// errLost: what was missing reads as zeros.
+var errLost = fmt.Errorf("%w: pager and keeper have ended before all pages were here", migrate.ErrGone)
+
+// lose ends a process that would work with zeros for what was missing. One that
+// was not released yet never will be.
+func (a *arrival) lose(ctx context.Context, why error) error {
+	a.mu.Lock()
+	a.record.Lost = true
+	err := a.saveRecord()
+	released := a.record.Released
+	a.mu.Unlock()
+	a.log.Error("the process is ended: what was missing is lost", "err", why)
+	if released {
+		err = errors.Join(err, a.skeleton.End(ctx))
+	}
+	return errors.Join(errLost, why, err)
+}
+
+// reachPager connects to the living pager, or makes a new one in the place of a
+// dead one.
+func (a *arrival) reachPager(ctx context.Context) (*pager.Client, error) {
+	p, err := pager.Connect(ctx, a.pagerConfig())
+	if errors.Is(err, pager.ErrNoPager) {
+		p, err = pager.Takeover(ctx, a.pagerConfig(), 0)
+	}
+	return p, err
 }
 
 // current is the pager of the moment.
@@ -53,35 +134,22 @@ func (a *arrival) complete() bool {
 }
 
 // retry runs f on the pager, and again on the one that takes over when it dies.
-// Once every page is here there is nothing to do: no pager comes after the last.
+// Without a pager there is nothing to do: all pages have arrived.
 func (a *arrival) retry(ctx context.Context, f func(p *pager.Client) error) error {
 	for {
 		p := a.current()
-		if p == nil { // an earlier daemon saw the last page arrive
+		if p == nil {
 			return nil
 		}
 		err := f(p)
 		if !errors.Is(err, pager.ErrGone) {
 			return err
 		}
-		if a.complete() {
-			return nil
+		if rerr := a.revive(ctx, p); rerr != nil {
+			return errors.Join(rerr, err)
 		}
-		deadline := time.NewTimer(30 * time.Second)
-		for a.current() == p {
-			if a.complete() {
-				deadline.Stop()
-				return nil
-			}
-			select {
-			case <-ctx.Done():
-				deadline.Stop()
-				return ctx.Err()
-			case <-deadline.C:
-				return err
-			case <-time.After(10 * time.Millisecond):
-			}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
-		deadline.Stop()
 	}
 }

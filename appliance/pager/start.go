@@ -251,12 +251,33 @@ func Connect(ctx context.Context, cfg Config) (*Client, error) {
 		return nil, fmt.Errorf("%w: %w", ErrNoPager, err)
 	}
 	c := newConn(nc.(*net.UnixConn))
-	if w, err = hello(ctx, c, nil, w.PID); err != nil {
+	if w, err = greet(ctx, c, w.PID, pidfd); err != nil {
 		c.c.Close()
 		unix.Close(pidfd)
 		return nil, err
 	}
 	return newClient(cfg, c, w, pidfd, nil), nil
+}
+
+// greet is hello with a pager that may die meanwhile: its keeper has the socket
+// open, so that nothing else would end the wait.
+func greet(ctx context.Context, c *conn, pid, pidfd int) (who, error) {
+	const step = 50 * time.Millisecond
+	ctx, cancel := context.WithTimeout(ctx, endLimit)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		for ctx.Err() == nil && !waitProcess(pidfd, step) {
+		}
+		cancel()
+	}()
+	w, err := hello(ctx, c, nil, pid)
+	cancel()
+	<-watched
+	if err != nil && waitProcess(pidfd, 0) {
+		err = fmt.Errorf("%w: %w: pager %d died: %w", ErrNoPager, ErrGone, pid, err)
+	}
+	return w, err
 }
 
 // Abandoned ends what is left of a pager whose daemon cannot or will not go on:
