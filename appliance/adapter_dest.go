@@ -107,12 +107,20 @@ func (h *host) Adopt(ctx context.Context, id transport.MigrationID) (migrate.Arr
 	}
 	a.skeleton, err = restore.Reattach(ctx, restore.Config{ID: id.String(), Log: a.log, KillPoint: h.kill})
 	if errors.Is(err, restore.ErrNoSkeleton) {
+		// What read zeros may have ended for that.
+		ended := a.record.Released && !a.record.Lost && (a.record.Resident || pager.Kept(a.dir))
 		// Without a process nobody needs the pager and what is in the directory.
+		if ended && !a.record.Resident {
+			a.record.Resident = true // for the next daemon: the pager will not be there to tell
+			if err := a.saveRecord(); err != nil {
+				return nil, fmt.Errorf("arrival %s: %w", id, err)
+			}
+		}
 		if perr := errors.Join(pager.Abandoned(a.dir), removePagerGroups(ctx, id)); perr != nil {
 			return nil, fmt.Errorf("arrival %s: %w", id, perr)
 		}
-		if a.record.Released && !a.record.Lost {
-			return a, nil // it has ended by itself
+		if ended { // by itself
+			return a, nil
 		}
 		return nil, fmt.Errorf("%w: %w", migrate.ErrGone, errors.Join(err, os.RemoveAll(a.dir)))
 	}

@@ -280,6 +280,24 @@ func greet(ctx context.Context, c *conn, pid, pidfd int) (who, error) {
 	return w, err
 }
 
+// Kept reports whether the pager recorded in dir or its keeper is alive: if not,
+// what was missing has read as zeros since.
+func Kept(dir string) bool {
+	w, err := readState(dir)
+	if err != nil {
+		return false
+	}
+	alive := func(pid int, start uint64) bool {
+		fd, err := openProcess(pid, start)
+		if err != nil {
+			return false
+		}
+		defer unix.Close(fd)
+		return !waitProcess(fd, 0)
+	}
+	return alive(w.PID, w.Start) || alive(w.Keeper, w.KeeperStart)
+}
+
 // Abandoned ends what is left of a pager whose daemon cannot or will not go on:
 // pager and keeper as recorded in dir. The process that they serve must be dead.
 // It returns nil where there is nothing.
