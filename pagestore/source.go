@@ -112,15 +112,12 @@ func (s *Source) Eager() []Span { return s.eager }
 // AddSource makes a source of the pages in lazy and eager; hot is part of lazy.
 // The id must be new.
 func (s *Store) AddSource(id page.Space, lazy, eager, hot page.Set) (*Source, error) {
-	all := lazy.Clone()
 	for _, r := range eager.Ranges() {
-		if len(all.Intersect(r)) > 0 {
+		if len(lazy.Intersect(r)) > 0 {
 			return nil, fmt.Errorf("pagestore: space %d: %v is both lazy and eager", id, r)
 		}
 	}
-	for _, r := range eager.Ranges() {
-		all.Add(r)
-	}
+	all := page.NewSet(slices.Concat(lazy.Ranges(), eager.Ranges())...)
 	for _, set := range []*page.Set{&all, &hot} {
 		for _, r := range set.Ranges() {
 			if !r.Aligned() {

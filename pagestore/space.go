@@ -267,6 +267,21 @@ func (sp *Space) Lookup(a page.Addr) (i int, missing, ok bool) {
 	return i, sp.bits.AtomicGet(i), true
 }
 
+// Hole is the range from a on, at most limit bytes, for which the source has no
+// page, of private memory that is served; empty where that does not hold. RLock
+// must be held.
+func (sp *Space) Hole(a page.Addr, limit uint64) page.Range {
+	g, ok := findSegment(sp.segs, a)
+	if !ok || g.Flags != 0 {
+		return page.Range{}
+	}
+	r := page.Range{Start: a, End: min(g.Dst.End, a+page.Addr(limit))}
+	sp.src.Each(g.part(r).SrcRange(), func(p page.Range, _ int) {
+		r.End = min(r.End, a+(p.Start-g.part(r).Src))
+	})
+	return r
+}
+
 // IsMissing reports whether page number i is missing.
 func (sp *Space) IsMissing(i int) bool { return sp.bits.AtomicGet(i) }
 

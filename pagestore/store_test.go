@@ -372,6 +372,28 @@ func TestAlias(t *testing.T) {
 	}
 }
 
+// TestHole: a hole ends where the source has a page, or the mapping ends.
+func TestHole(t *testing.T) {
+	st := create(t)
+	src, err := st.AddSource(0, page.NewSet(rng(10, 2), rng(40, 1)), page.Set{}, page.Set{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sp, err := st.AddSpace(src, 1, 1001, -1, []Segment{{Dst: rng(0, 30)}, {Dst: rng(30, 20), Flags: Shared}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	change(sp, func(c *Change) { c.Remap(5*page.Size, 100*page.Size, 20*page.Size) })
+	for _, c := range []struct{ at, limit, want int }{
+		{0, 9, 5}, {0, 3, 3}, {4, 9, 1}, {100, 9, 5}, {104, 9, 1}, {105, 9, 0}, {107, 20, 13}, {110, 4, 4}, {30, 9, 0}, {60, 9, 0},
+	} {
+		r := sp.Hole(page.Addr(c.at)*page.Size, uint64(c.limit)*page.Size)
+		if r.Pages() != c.want || c.want > 0 && r.Start != page.Addr(c.at)*page.Size {
+			t.Errorf("Hole(%d, %d) = %v, want %d pages", c.at, c.limit, r, c.want)
+		}
+	}
+}
+
 // TestReuse: spaces that are gone make room for others, and nobody who still
 // knows them can touch those.
 func TestReuse(t *testing.T) {
