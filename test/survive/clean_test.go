@@ -97,7 +97,7 @@ func (n *node) leftovers(alive []*guest) error {
 	}
 	for _, dir := range n.cgroups() {
 		switch {
-		case dir == "daemon", dir == "guest", dir == "run", dir == "pageferry":
+		case dir == "daemon", dir == "guest", dir == "run", dir == "pageferry", dir == "pageferry-pagers":
 		case filepath.Dir(dir) == "pageferry" && homes[dir]:
 		case filepath.Dir(dir) == "pageferry" && n.empty(dir):
 			// Its process has ended by itself: it goes with the next arrival

@@ -148,13 +148,33 @@ func (g *guest) verify() {
 	}
 	testutil.Eventually(g.t, 30*time.Second, func() error {
 		if s := g.said(); s == "" {
-			return fmt.Errorf("%s, pid %d of host %s, does not end on SIGTERM", g.identity, g.pid, g.at.name())
+			return fmt.Errorf("%s, pid %d of host %s, does not end on SIGTERM:\n%s", g.identity, g.pid, g.at.name(), threads(pid))
 		}
 		return nil
 	})
 	if s := g.said(); s != "ok" {
 		g.t.Errorf("%s, pid %d of host %s, is not unharmed: %s", g.identity, g.pid, g.at.name(), s)
 	}
+}
+
+// threads says what each thread of a process is at.
+func threads(pid int) string {
+	var b strings.Builder
+	dirs, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+	for _, d := range dirs {
+		read := func(name string) string {
+			b, _ := os.ReadFile(filepath.Join(d, name))
+			return strings.TrimSpace(string(b))
+		}
+		fmt.Fprintf(&b, "%s %s: syscall %s, waits in %s;", filepath.Base(d), read("comm"), read("syscall"), read("wchan"))
+		for line := range strings.Lines(read("status")) {
+			if strings.HasPrefix(line, "Sig") || strings.HasPrefix(line, "ShdPnd") || strings.HasPrefix(line, "State") {
+				b.WriteString(" " + strings.Join(strings.Fields(line), " "))
+			}
+		}
+		b.WriteString("\n")
+	}
+	return b.String()
 }
 
 // outer is what this program calls the guest, 0 where it is not there.
