@@ -69,7 +69,8 @@ func (s *Source) handover(ctx context.Context) (*control, error) {
 	if err := s.engine("open", func() error { return s.cfg.Lanes.Open(ctx, acc.Epoch, acc.Key, s.cfg.Process) }); err != nil {
 		return c, err
 	}
-	ctx, stopLanes := watchLanes(ctx, s.cfg.Lanes.Lost(), 0)
+	// With the grace the destination's own word for why it gave up comes first.
+	ctx, stopLanes := watchLanes(ctx, s.cfg.Lanes.Lost(), laneGrace)
 	defer stopLanes()
 
 	s.touched = true
@@ -339,9 +340,9 @@ func follow(ctx, other context.Context) (context.Context, func()) {
 	return ctx, func() { stop(); cancel(nil) }
 }
 
-// watchLanes returns a context that ends when a page lane is lost. With grace,
-// only that much later: lanes also end because all is done, and the word of
-// that may be on its way.
+// watchLanes returns a context that ends when a page lane has been lost for as
+// long as grace: lanes also end because all is done, or was given up, and the word
+// of that may be on its way.
 func watchLanes(ctx context.Context, lost <-chan error, grace time.Duration) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	done := make(chan struct{})
