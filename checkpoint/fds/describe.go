@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -131,20 +132,30 @@ func (e *examiner) settleTimer(f *file) error {
 		return err
 	}
 	defer unix.Close(fd)
+	f.info.Ticks, f.info.Value, err = settle(fd)
+	return err
+}
+
+// settle is settleTimer's work on a descriptor of this process.
+func settle(fd int) (ticks uint64, value time.Duration, err error) {
 	var v unix.ItimerSpec
 	if err := unix.TimerfdGettime(fd, &v); err != nil {
-		return fmt.Errorf("read timer: %w", err)
+		return 0, 0, fmt.Errorf("read timer: %w", err)
 	}
 	b, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
 	if err != nil {
-		return err
+		return 0, 0, err
 	}
 	in, err := parseFDInfo(b)
 	if err != nil {
-		return err
+		return 0, 0, err
 	}
-	f.info.Value, f.info.Interval, f.info.Ticks = in.Value, in.Interval, in.Ticks
-	return nil
+	if in.Value == 0 {
+		// It has fired again between the two looks, and that is in the ticks. It
+		// must not seem to be disarmed.
+		return in.Ticks, in.Interval, nil
+	}
+	return in.Ticks, in.Value, nil
 }
 
 // owner reads who gets the signals of an asynchronous file.
