@@ -86,7 +86,7 @@ func (e *Environment) Quiet() string {
 
 // Print writes the environment as lines that benchstat understands.
 func (e *Environment) Print(w io.Writer) {
-	fmt.Fprintf(w, "cpu: %s\nprocessors: %d\nmemory: %d MiB\nkernel: %s\nthp: %s\ngo: %s\nload: %s, others use %.2f processors, stolen %.2f\n",
+	fmt.Fprintf(w, "processor: %s\nprocessors: %d\nmemory: %d MiB\nkernel: %s\nthp: %s\ngo: %s\nload: %s, others use %.2f processors, stolen %.2f\n",
 		e.CPU, e.Processors, e.Memory>>20, e.Kernel, e.THP, e.Go, e.Load, e.Busy, e.Steal)
 	if q := e.Quiet(); q != "" {
 		fmt.Fprintf(w, "warning: %s\n", q)

@@ -40,6 +40,7 @@ func faultAlone(m *meter) {
 	})
 	left := 0
 	var p50, p99, mean, uffd, ping, ratio []float64
+	var waits, cpu [2][]float64 // of pager and source, per fault
 	for m.loop() {
 		if left < m.touches {
 			if rig != nil {
@@ -54,8 +55,14 @@ func faultAlone(m *meter) {
 		}
 		raw, err := MeasureRawFault(m.ctx, touch, m.touches)
 		m.must(err)
+		before := m.usage(rig)
 		times, err := rig.Touch(m.touches)
 		m.must(err)
+		for i, u := range m.usage(rig) {
+			u = u.Minus(before[i])
+			waits[i] = append(waits[i], float64(u.Switches)/float64(m.touches))
+			cpu[i] = append(cpu[i], US(u.CPU)/float64(m.touches))
+		}
 		left -= m.touches
 		u, p, f := US(Median(raw.Uffd)), US(Median(raw.PingPong)), US(Median(times))
 		uffd, ping, p50, ratio = append(uffd, u), append(ping, p), append(p50, f), append(ratio, f/(u+p))
@@ -67,8 +74,19 @@ func faultAlone(m *meter) {
 	m.report(Median(uffd), "uffd-us")
 	m.report(Median(ping), "pingpong-us")
 	m.report(Median(ratio), "p50/raw")
+	for i, who := range []string{"pager", "source"} {
+		m.report(Median(waits[i]), who+"-waits/fault")
+		m.report(Median(cpu[i]), who+"-cpu-us/fault")
+	}
 	m.judge(Row{What: "demand fault, p50 to userfaultfd + TCP", Target: 1.5, Got: Median(ratio),
 		Of: fmt.Sprintf("%.1f us / (%.1f + %.1f us)", Median(p50), Median(uffd), Median(ping))})
+}
+
+func (m *meter) usage(r *Rig) [2]Usage {
+	m.Helper()
+	p, s, err := r.Usage()
+	m.must(err)
+	return [2]Usage{p, s}
 }
 
 const loadThreads = 8

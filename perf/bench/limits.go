@@ -270,13 +270,19 @@ func (l *Limits) Wire() float64 { return Median(l.wire) }
 // Ceiling is the most GiB/s that the stages allow, with TLS on the page lanes or
 // without.
 func (l *Limits) Ceiling(tls bool) float64 {
+	sum := l.Sum(tls)
+	if sum == 0 {
+		return 0
+	}
+	return float64(min(runtime.NumCPU(), 4)) / (sum / 1000)
+}
+
+// Sum is the milliseconds of processor time that the stages take for a GiB.
+func (l *Limits) Sum(tls bool) float64 {
 	_, c := l.Costs()
 	sum := c[0] + c[1] + 2*c[2] + c[4] + c[5]
 	if tls {
 		sum += c[3] // seal and open were measured together
 	}
-	if sum == 0 {
-		return 0
-	}
-	return float64(min(runtime.NumCPU(), 4)) / sum
+	return sum * 1000
 }

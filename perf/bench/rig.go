@@ -225,6 +225,15 @@ func (r *Rig) Touch(n int) ([]time.Duration, error) {
 	return ds, nil
 }
 
+// Usage is what the pager and the source's daemon, which is this process, have
+// used so far.
+func (r *Rig) Usage() (pager, source Usage, err error) {
+	if pager, err = processUsage("/proc", r.pager.PID()); err == nil {
+		source, err = processUsage("/proc", os.Getpid())
+	}
+	return pager, source, err
+}
+
 // Close ends everything. Idempotent.
 func (r *Rig) Close() error {
 	var errs []error

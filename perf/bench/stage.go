@@ -46,6 +46,8 @@ const (
 	// firstPID is above whatever a fresh host's own processes and their threads
 	// are, on either side: a program keeps its numbers when it moves.
 	firstPID = 5000
+	// daemonCgroup is the cgroup of a host in which its daemon runs.
+	daemonCgroup = "daemon"
 )
 
 // NewStage makes hosts and daemons. Close ends it.
@@ -126,7 +128,7 @@ func (s *Stage) startDaemon(ctx context.Context, h *lab.Host, ca string) error {
 	book := newLogBook()
 	cmd := exec.Command(s.cfg.Binary, "daemon", "--config", "/run/pageferry/config.yaml")
 	cmd.Stdout, cmd.Stderr = book, book
-	p, err := h.Start("daemon", cmd)
+	p, err := h.Start(daemonCgroup, cmd)
 	if err != nil {
 		return err
 	}
@@ -218,6 +220,14 @@ func (s *Stage) Move(ctx context.Context, g *Guest, mode string) (Hop, error) {
 	for _, b := range s.logs {
 		b.take("")
 	}
+	source, err := sourceCPU(from)
+	if err != nil {
+		return Hop{}, err
+	}
+	dest, err := destCPU(to, 0)
+	if err != nil {
+		return Hop{}, err
+	}
 	rep, err := s.api[from.Name()].Migrate(ctx, appliance.MigrateRequest{PID: g.PID, To: to.Addr().String(), Mode: mode, TCP: "close"})
 	if err == nil {
 		rep, err = s.api[from.Name()].Watch(ctx, rep.ID, nil)
@@ -237,6 +247,13 @@ func (s *Stage) Move(ctx context.Context, g *Guest, mode string) (Hop, error) {
 		}
 		h.Steps = append(h.Steps, steps...)
 	}
+	if h.SourceCPU, err = sourceCPU(from); err != nil {
+		return Hop{}, err
+	}
+	if h.DestCPU, err = destCPU(to, g.PID); err != nil {
+		return Hop{}, err
+	}
+	h.SourceCPU, h.DestCPU = h.SourceCPU-source, h.DestCPU-dest
 	return h, nil
 }
 
@@ -245,6 +262,9 @@ type Hop struct {
 	Report appliance.Report
 	// Steps is how long parts of it took, as the daemons' logs have it.
 	Steps []Step
+	// SourceCPU and DestCPU are the processor time that the source's daemon and
+	// the destination's, its pager and all else there but the guest used.
+	SourceCPU, DestCPU time.Duration
 }
 
 // Downtime is freeze to running as the daemon reports it.

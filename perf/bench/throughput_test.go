@@ -37,7 +37,7 @@ func throughput(m *meter, mode string, plain bool) {
 	m.closing(limits.Close)
 	g, err := st.Workload(m.ctx, m.scale.move)
 	m.must(err)
-	var rates, wires []float64
+	var rates, wires, source, dest []float64
 	for m.loop() {
 		m.must(limits.Turn(m.ctx))
 		h := m.move(st, g, mode)
@@ -45,7 +45,10 @@ func throughput(m *meter, mode string, plain bool) {
 		if mode == "stop" {
 			took = h.Downtime()
 		}
-		rates = append(rates, Rate(float64((h.Report.PagesTotal-h.Report.PagesZero)*page.Size), took))
+		bytes := float64((h.Report.PagesTotal - h.Report.PagesZero) * page.Size)
+		rates = append(rates, Rate(bytes, took))
+		source = append(source, MS(h.SourceCPU)/(bytes/GiB))
+		dest = append(dest, MS(h.DestCPU)/(bytes/GiB))
 		wires = append(wires, float64(h.Report.BytesWire)/float64(max(1, h.Report.BytesMemory)))
 	}
 	rate, ceiling := Median(rates), limits.Ceiling(!plain)
@@ -54,11 +57,14 @@ func throughput(m *meter, mode string, plain bool) {
 	m.report(limits.Wire(), "tcp-GiB/s")
 	m.report(rate/ceiling, "rate/ceiling")
 	m.report(Median(wires), "wire/memory")
+	m.report(Median(source), "source-cpu-ms/GiB")
+	m.report(Median(dest), "dest-cpu-ms/GiB")
+	m.report((Median(source)+Median(dest))/limits.Sum(!plain), "cpu/stages")
 	names, costs := limits.Costs()
 	for i, name := range names {
 		m.report(costs[i]*1000, name+"-ms/GiB")
 	}
-	noteCosts(mode, plain, names, costs, ceiling, rate)
+	noteCosts(mode, plain, names, costs, ceiling, rate, Median(source), Median(dest))
 	if m.scale.move < GiB {
 		return
 	}
@@ -72,7 +78,7 @@ func throughput(m *meter, mode string, plain bool) {
 		Of: fmt.Sprintf("%.2f / %.2f GiB/s", rate, ceiling)})
 }
 
-func noteCosts(mode string, plain bool, names []string, costs []float64, ceiling, rate float64) {
+func noteCosts(mode string, plain bool, names []string, costs []float64, ceiling, rate, source, dest float64) {
 	var text strings.Builder
 	tw := tabwriter.NewWriter(&text, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(tw, "\t%s, plain lanes: %v\tprocessor time per GiB\tGiB/s of one processor\t\n", mode, plain)
@@ -87,6 +93,7 @@ func noteCosts(mode string, plain bool, names []string, costs []float64, ceiling
 		fmt.Fprintf(tw, "\t%s\t%.0f ms\t%.2f\t\n", name, times*costs[i]*1000, 1/(times*costs[i]))
 	}
 	fmt.Fprintf(tw, "\tceiling of all\t\t%.2f (all processors)\t\n\tmeasured\t\t%.2f\t\n", ceiling, rate)
+	fmt.Fprintf(tw, "\tused by daemons and pager\t%.0f + %.0f ms\t\t\n", source, dest)
 	_ = tw.Flush()
 	note("\n%s", text.String())
 }
