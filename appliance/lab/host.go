@@ -214,6 +214,10 @@ func (h *Host) PID(pid int) (int, error) {
 	return 0, fmt.Errorf("process %d: its pid in the host is not known", pid)
 }
 
+// Inside runs f on a thread that has entered all of the host's namespaces, and
+// that ends afterwards. f must not start goroutines that it needs there.
+func (h *Host) Inside(f func() error) error { return h.inside(f) }
+
 // inside runs f on a thread that has entered all of the host's namespaces.
 func (h *Host) inside(f func() error) error {
 	return onThread(func() error {
