@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/pageferry/pageferry/internal/testutil"
+	"github.com/pageferry/pageferry/proc"
 )
 
 func TestMain(m *testing.M) { testutil.Main(m) }
@@ -50,6 +52,10 @@ func TestRedis(t *testing.T) {
 	dir := t.TempDir()
 	p := begin(t, "cd "+dir+" && exec redis-server --port 0 --unixsocket "+dir+"/redis.sock --save ''")
 	testutil.Eventually(t, 10*time.Second, func() error {
+		// It listens before it has made its background threads.
+		if tids, err := proc.Threads(p.Pid()); err != nil || len(tids) < 4 {
+			return fmt.Errorf("%d threads (%v)", len(tids), err)
+		}
 		_, err := os.Stat(dir + "/redis.sock")
 		return err
 	})
