@@ -202,6 +202,13 @@ func (n *node) stop(t testing.TB) {
 	}
 }
 
+// restart ends the daemon in good order and starts another.
+func (n *node) restart(t testing.TB) {
+	t.Helper()
+	n.stop(t)
+	n.start(t)
+}
+
 // killed reports whether the daemon has ended.
 func (n *node) killed() bool {
 	select {
