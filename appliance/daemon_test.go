@@ -83,7 +83,7 @@ func TestMigrateBetweenDaemons(t *testing.T) {
 			return nil
 		})
 	}
-	if h := a.engine.history(); !strings.Contains(h, "isolate freeze hold at-switch") || !strings.Contains(h, "source-exit kill") {
+	if h := a.engine.history(); !strings.Contains(h, "isolate freeze hold before-commit at-switch") || !strings.Contains(h, "source-exit kill") {
 		t.Errorf("the source did %s", h)
 	}
 	if h := b.engine.history(); !strings.Contains(h, "rebuild release") || !strings.Contains(h, "rebuild-all release") {
@@ -179,6 +179,22 @@ func TestCancel(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestLastWordBeforeTheCommit: what the process says then keeps it here.
+func TestLastWordBeforeTheCommit(t *testing.T) {
+	a, b := twoDaemons(t)
+	a.engine.fail("before-commit", errors.New("SIGHUP came"))
+	r, err := a.client.Migrate(t.Context(), MigrateRequest{PID: 4242, To: b.Config().Listen})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := finish(t, a, r.ID); got.Outcome != OutcomeFailed || !strings.Contains(got.Reason, "SIGHUP came") {
+		t.Errorf("%+v", got)
+	}
+	if !a.engine.did("hold") || !a.engine.did("thaw") || a.engine.did("at-switch") || a.engine.did("kill") {
+		t.Errorf("the source did %s", a.engine.history())
+	}
 }
 
 func TestCancelTooLate(t *testing.T) {

@@ -41,6 +41,13 @@ type SourceHooks interface {
 	OnSourceExit(ctx context.Context) error
 }
 
+// CommitCheck is what a migrate.Process may also be: the last word before the
+// commit, with the process held. See migrate.SourceConfig.
+type CommitCheck interface {
+	// BeforeCommit fails where the process has changed since its state was taken.
+	BeforeCommit(ctx context.Context) error
+}
+
 // HostFacts is what does not change while a host is up.
 type HostFacts struct {
 	Kernel    string // uname -r

@@ -147,6 +147,7 @@ func (p *fakeProcess) Close() error                       { return nil }
 func (p *fakeProcess) ReadPages(page.Space, []page.Range, []byte) error {
 	return errors.New("nothing is asked for")
 }
+func (p *fakeProcess) BeforeCommit(ctx context.Context) error { return p.e.step(ctx, "before-commit") }
 func (p *fakeProcess) AtSwitch(ctx context.Context) error     { return p.e.step(ctx, "at-switch") }
 func (p *fakeProcess) OnSourceExit(ctx context.Context) error { return p.e.step(ctx, "source-exit") }
 

@@ -159,6 +159,9 @@ func (h *handover) source(m *migration, to string, p migrate.Process, o migrate.
 		cfg.AtSwitch, cfg.OnSourceExit = hooks.AtSwitch, hooks.OnSourceExit
 	}
 	src, err := migrate.NewSource(cfg)
+	if check, ok := p.(CommitCheck); ok {
+		cfg.BeforeCommit = check.BeforeCommit
+	}
 	if err != nil {
 		lanes.Close()
 		return nil, nil, err

@@ -97,6 +97,7 @@ func (s *Session) capture(ctx context.Context) (*image.Image, []image.Memory, er
 	if len(c.refusals) > 0 {
 		return nil, nil, &RefusedError{s.pid, c.refusals}
 	}
+	c.takeSignals()
 	return img, []image.Memory{mem}, nil
 }
 

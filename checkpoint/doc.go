@@ -13,6 +13,7 @@
 // thread by ptrace. Capture runs system calls inside them (checkpoint/inject) and
 // puts all registers back before it returns. Hold freezes the child cgroup and
 // detaches: from then on nothing but a thaw lets the process run, whatever dies.
+// Signaled says whether a signal has come that the image lacks.
 // Until Hold the death of this program lets the process run on at once, unharmed.
 //
 // The subpackages: image is the state as data; inject makes system calls inside

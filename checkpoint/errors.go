@@ -23,6 +23,8 @@ var (
 	ErrBusy = errors.New("another migration or checkpoint of the process is under way; wait for its end")
 	// ErrState says that a method was called in a state that does not allow it.
 	ErrState = errors.New("the session is in another state")
+	// ErrSignaled says that the held process has signals that its image lacks.
+	ErrSignaled = errors.New("a signal came while its state was being moved, and is delivered here; try again")
 	// ErrKilled says that the session has killed its process.
 	ErrKilled = errors.New("the process was killed by this session")
 )

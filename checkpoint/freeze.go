@@ -106,6 +106,7 @@ func (s *Session) freeze(ctx context.Context) error {
 	if s.held || len(s.threads) > 0 {
 		return fmt.Errorf("%w: frozen already", ErrState)
 	}
+	s.signals = nil
 	var err error
 	if s.survey, err = takeSurvey(s.pid); err != nil {
 		return err
