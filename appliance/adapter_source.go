@@ -185,11 +185,11 @@ func sweep(log *slog.Logger) {
 	}
 }
 
-// AtSwitch ends the copy's listeners and connections. Nobody will ever answer
 // BeforeCommit sees to it that no signal is lost: one that the image lacks keeps
 // the process here, which gets it.
 func (p *process) BeforeCommit(context.Context) error { return gone(p.s.Signaled()) }
 
+// AtSwitch ends the copy's listeners and connections. Nobody will ever answer
 // there again, and their clients should learn it now rather than by a timeout.
 func (p *process) AtSwitch(context.Context) error {
 	if p.tcp != nil {

@@ -158,10 +158,10 @@ func (h *handover) source(m *migration, to string, p migrate.Process, o migrate.
 	if hooks, ok := p.(SourceHooks); ok {
 		cfg.AtSwitch, cfg.OnSourceExit = hooks.AtSwitch, hooks.OnSourceExit
 	}
-	src, err := migrate.NewSource(cfg)
 	if check, ok := p.(CommitCheck); ok {
 		cfg.BeforeCommit = check.BeforeCommit
 	}
+	src, err := migrate.NewSource(cfg)
 	if err != nil {
 		lanes.Close()
 		return nil, nil, err
