@@ -59,8 +59,9 @@ func (native) NewSourceProcess(pid int, opts SourceOptions) (migrate.Process, mi
 }
 
 func (native) AdoptSource(ctx context.Context, id transport.MigrationID, pid int, opts SourceOptions) (migrate.Process, error) {
+	who := recall(&opts)
 	s, err := checkpoint.Reattach(ctx, pid, sessionOptions(opts))
-	if err == nil && len(opts.Hint) > 0 && string(opts.Hint) != hint(s) {
+	if err == nil && who != "" && who != hint(s) {
 		s.Close()
 		err = checkpoint.ErrNoProcess // another one has its number by now
 	}
@@ -240,8 +241,27 @@ func stopUnit(ctx context.Context, pid int) error {
 	return nil
 }
 
-// Describe names the process beyond the reuse of its number.
-func (p *process) Describe() []byte { return []byte(hint(p.s)) }
+// Describe names the process beyond the reuse of its number, and says how it was
+// asked to leave.
+func (p *process) Describe() []byte {
+	return []byte(hint(p.s) + hintTCP + p.opts.TCP + hintExit + p.opts.OnSourceExit)
+}
+
+// What follows in the description of a process.
+const (
+	hintTCP  = " tcp="
+	hintExit = " exit="
+)
+
+// recall takes from opts.Hint how the process was asked to leave, and returns
+// which one it was.
+func recall(opts *SourceOptions) string {
+	who, how, ok := strings.Cut(string(opts.Hint), hintTCP)
+	if tcp, exit, whole := strings.Cut(how, hintExit); ok && whole {
+		opts.TCP, opts.OnSourceExit = tcp, exit
+	}
+	return who
+}
 
 // hint also names the boot: daemons get the same number at the same moment after
 // every one.

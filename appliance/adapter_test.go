@@ -78,3 +78,27 @@ func TestAdoptSourceOfAZombie(t *testing.T) {
 		t.Errorf("%v, want %v", err, migrate.ErrGone)
 	}
 }
+
+// TestAdoptSourceAsItWasAskedToLeave: the request counts, not what the
+// configuration says when the daemon comes back.
+func TestAdoptSourceAsItWasAskedToLeave(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.CgroupV2)
+	p := testutil.Start(t, "sleep", "1000")
+	for _, asked := range []SourceOptions{{TCP: "close", OnSourceExit: "exit0"}, {}} {
+		first, err := native{}.AdoptSource(t.Context(), transport.MigrationID{1}, p.Pid(), asked)
+		if err != nil {
+			t.Fatal(err)
+		}
+		hint := first.(migrate.Describer).Describe()
+		first.Close()
+		again, err := native{}.AdoptSource(t.Context(), transport.MigrationID{1}, p.Pid(),
+			SourceOptions{Hint: hint, TCP: "refuse", OnSourceExit: "stop-unit"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := again.(*process).opts; got.TCP != asked.TCP || got.OnSourceExit != asked.OnSourceExit {
+			t.Errorf("asked for %q %q, got %q %q", asked.TCP, asked.OnSourceExit, got.TCP, got.OnSourceExit)
+		}
+		again.Close()
+	}
+}
