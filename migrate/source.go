@@ -81,6 +81,7 @@ type Source struct {
 	offered     bool // the destination may know of it
 	touched     bool // the process must be thawed on abort
 	commitTried bool // a record COMMIT may be on the disk
+	switched    bool // AtSwitch was called, by this daemon
 	times       times
 	res         Result
 }

@@ -214,6 +214,9 @@ func (s *Source) attend(ctx context.Context, c *control, needed bool) (v verdict
 		if err := s.send(c, commitMsg{}); err != nil {
 			return verdictNone, false, err
 		}
+	}
+	if !s.switched { // an earlier daemon may have died between the two
+		s.switched = true
 		if err := s.hook(ctx, "at-switch", s.cfg.AtSwitch); err != nil {
 			s.log.Warn("the hook at the switch failed", "err", err)
 		}
