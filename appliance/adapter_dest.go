@@ -39,6 +39,7 @@ func newHost(opts HostOptions) (*host, error) {
 		inject.KillPoint = func(p string) { h.kill("inject/" + p) }
 	}
 	sweep(log)
+	sweepLeft(log)
 	return h, nil
 }
 

@@ -67,11 +67,15 @@ func (native) AdoptSource(ctx context.Context, id transport.MigrationID, pid int
 	}
 	for _, other := range []error{checkpoint.ErrZombie, checkpoint.ErrThread, checkpoint.ErrKernelThread, checkpoint.ErrSelf} {
 		if errors.Is(err, other) { // it has ended, and its number may be another's
-			return nil, fmt.Errorf("%w: %w", migrate.ErrGone, err)
+			err = fmt.Errorf("%w: %w", migrate.ErrGone, err)
+			break
 		}
 	}
 	if err != nil {
-		return nil, gone(err)
+		if err = gone(err); errors.Is(err, migrate.ErrGone) {
+			sweepLeft(logger(opts.Logger))
+		}
+		return nil, err
 	}
 	return &process{s: s, pid: pid, opts: opts, log: logger(opts.Logger)}, nil
 }
@@ -182,6 +186,13 @@ func (p *process) Kill(ctx context.Context) error {
 // sweep clears away the cgroups of processes that arrived and have ended.
 func sweep(log *slog.Logger) {
 	if err := restore.Sweep(restore.Config{}); err != nil {
+		log.Warn("cgroups of processes that have ended", "err", err)
+	}
+}
+
+// sweepLeft clears away those of processes that were to leave and have ended.
+func sweepLeft(log *slog.Logger) {
+	if err := checkpoint.SweepLeft(); err != nil {
 		log.Warn("cgroups of processes that have ended", "err", err)
 	}
 }

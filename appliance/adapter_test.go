@@ -8,10 +8,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pageferry/pageferry/checkpoint"
+	"github.com/pageferry/pageferry/checkpoint/cgroup"
 	"github.com/pageferry/pageferry/internal/testutil"
 	"github.com/pageferry/pageferry/migrate"
 	"github.com/pageferry/pageferry/proc"
 	"github.com/pageferry/pageferry/transport"
+	"golang.org/x/sys/unix"
 )
 
 // TestLostLaneStaysLost: whoever asks second is told as well.
@@ -100,5 +103,29 @@ func TestAdoptSourceAsItWasAskedToLeave(t *testing.T) {
 			t.Errorf("asked for %q %q, got %q %q", asked.TCP, asked.OnSourceExit, got.TCP, got.OnSourceExit)
 		}
 		again.Close()
+	}
+}
+
+// TestAdoptSourceOfOneThatEnded: nothing of it is left.
+func TestAdoptSourceOfOneThatEnded(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.AMD64, testutil.CgroupV2)
+	testutil.NoLeaks(t)
+	p := testutil.Start(t, "sleep", "1000")
+	s, err := checkpoint.Open(p.Pid(), checkpoint.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Isolate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	group := cgroup.At(s.Group())
+	s.Close()
+	p.Signal(unix.SIGKILL)
+	_ = p.Wait(10 * time.Second)
+	if _, err := (native{}).AdoptSource(t.Context(), transport.MigrationID{1}, p.Pid(), SourceOptions{}); !errors.Is(err, migrate.ErrGone) {
+		t.Errorf("%v, want %v", err, migrate.ErrGone)
+	}
+	if group.Exists() {
+		t.Errorf("%s is left", group.Dir())
 	}
 }
