@@ -45,7 +45,11 @@ func (c *capture) memory(own []page.Range) (image.Memory, error) {
 		}
 		lazy, eager = append(lazy, l...), append(eager, e...)
 	}
-	m := image.Memory{Lazy: page.NewSet(lazy...), Eager: page.NewSet(eager...)}
+	m := image.Memory{Lazy: page.NewSet(lazy...)}
+	for _, r := range c.atExit() {
+		eager = append(eager, m.Lazy.Remove(r)...)
+	}
+	m.Eager = page.NewSet(eager...)
 	m.Hot = c.hot(&m.Lazy)
 	return m, nil
 }
