@@ -15,7 +15,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/pageferry/pageferry/appliance")
+	"github.com/pageferry/pageferry/appliance"
+)
 
 // pagers lists the pagers of the host, and their keepers.
 func (n *node) pagers() (pagers, keepers []int) {
@@ -289,18 +290,19 @@ func TestLinkStalled(t *testing.T) {
 					r.watch(t)
 					g.t = t
 					at := g.at
-					var timer *time.Timer
+					up := make(chan struct{})
 					rep := g.disturb(t, []string{"postcopy", "stop"}[i%2], p.side, p.point, func() {
 						if err := at.link(false); err != nil {
 							t.Error(err)
 						}
-						timer = time.AfterFunc(down, func() {
+						time.AfterFunc(down, func() {
+							defer close(up)
 							if err := at.link(true); err != nil {
 								t.Error(err)
 							}
 						})
 					})
-					_ = timer
+					<-up
 					t.Logf("%s %s", rep.Outcome, rep.Reason)
 				})
 			}
