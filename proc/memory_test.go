@@ -107,7 +107,7 @@ func TestContent(t *testing.T) {
 	testutil.Require(t, testutil.Root)
 	pid, at, guard := pages(t)
 	all := page.Range{Start: at, End: at + 8*page.Size}
-	for _, way := range []string{"scan", "without guards", "pagemap"} {
+	for _, way := range []string{"scan", "scan of anonymous memory", "without guards", "pagemap"} {
 		pm, err := OpenPagemap(pid)
 		if err != nil {
 			t.Fatal(err)
@@ -116,11 +116,12 @@ func TestContent(t *testing.T) {
 		pm.blind = way == "without guards"
 		pm.old = way == "pagemap"
 		got := []byte("........")
-		if err := pm.Content(all, func(r page.Range) {
+		var gs []page.Range
+		if err := pm.Find(all, way == "scan of anonymous memory", func(r page.Range) {
 			for a := r.Start; a < r.End; a += page.Size {
 				got[(a-at)/page.Size] = 'x'
 			}
-		}); err != nil {
+		}, func(r page.Range) { gs = append(gs, r) }); err != nil {
 			t.Fatal(err)
 		}
 		want := "x..xx..x"
@@ -132,18 +133,13 @@ func TestContent(t *testing.T) {
 			if guard {
 				got[6] = '.' // looks like a swapped page
 			}
+		default:
+			if guard && (len(gs) != 1 || gs[0] != page.PageOf(at+6*page.Size)) {
+				t.Errorf("%s: guards %v", way, gs)
+			}
 		}
 		if string(got) != want {
 			t.Errorf("%s: content %s, want %s", way, got, want)
-		}
-		if guard && way == "scan" {
-			var gs []page.Range
-			if err := pm.Guards(all, func(r page.Range) { gs = append(gs, r) }); err != nil {
-				t.Fatal(err)
-			}
-			if len(gs) != 1 || gs[0] != page.PageOf(at+6*page.Size) {
-				t.Errorf("guards %v", gs)
-			}
 		}
 		pm.Close()
 	}

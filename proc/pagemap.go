@@ -32,15 +32,22 @@ func OpenPagemap(pid int) (*Pagemap, error) {
 // Close releases the descriptor.
 func (p *Pagemap) Close() error { return p.f.Close() }
 
-// Content calls f, in ascending order, with the ranges inside r that hold pages
-// of the process's own: anonymous memory and changed pages of private file
+// Find calls content, in ascending order, with the ranges inside r that hold
+// pages of the process's own: anonymous memory and changed pages of private file
 // mappings, in memory or swapped out, the shared zero page left out. Special
-// mappings (vvar) appear too. Where the kernel is older than 6.7, zero pages are
-// counted as content.
-func (p *Pagemap) Content(r page.Range, f func(page.Range)) error {
-	const not = sys.PageIsFile | sys.PageIsPFNZero
+// mappings (vvar) appear too. It calls guard with those that MADV_GUARD_INSTALL
+// made. Where the kernel is older than 6.7, zero pages are counted as content;
+// where it cannot tell guards there are none.
+//
+// anon says that no file is mapped in r. The walk is then several times as fast:
+// to tell a page of a file the kernel looks at each page's own structure.
+func (p *Pagemap) Find(r page.Range, anon bool, content, guard func(page.Range)) error {
+	not := uint64(sys.PageIsPFNZero)
+	if !anon {
+		not |= sys.PageIsFile
+	}
 	if !p.old && !p.blind {
-		err := p.scan(r, not|sys.PageIsGuard, not|sys.PageIsGuard, sys.PageIsPresent|sys.PageIsSwapped, f)
+		err := p.scan(r, not, sys.PageIsGuard, content, guard)
 		if err != unix.EINVAL {
 			if !errors.Is(err, sys.ErrNotSupported) {
 				return err
@@ -50,56 +57,62 @@ func (p *Pagemap) Content(r page.Range, f func(page.Range)) error {
 		p.blind = true
 	}
 	if !p.old {
-		return p.scan(r, not, not, sys.PageIsPresent|sys.PageIsSwapped, f)
+		return p.scan(r, not, 0, content, guard)
 	}
-	return p.slow(r, f)
+	return p.slow(r, content)
 }
 
-// Guards calls g with the ranges inside r that MADV_GUARD_INSTALL made; none
-// where the kernel cannot tell.
-func (p *Pagemap) Guards(r page.Range, g func(page.Range)) error {
-	if p.old || p.blind {
-		return nil
-	}
-	err := p.scan(r, 0, sys.PageIsGuard, 0, g)
-	if err == unix.EINVAL || errors.Is(err, sys.ErrNotSupported) {
-		return nil
-	}
-	return err
-}
-
-func (p *Pagemap) scan(r page.Range, inverted, mask, anyOf uint64, f func(page.Range)) error {
+// scan walks r once. A guard looks as if it was swapped out, so both come from
+// the same walk and are told apart by what is returned of them.
+func (p *Pagemap) scan(r page.Range, not, tell uint64, content, guard func(page.Range)) error {
 	a := sys.PMScanArg{
 		Start: uint64(r.Start), End: uint64(r.End),
-		CategoryInverted: inverted, CategoryMask: mask, CategoryAnyof: anyOf,
-		ReturnMask: sys.PageIsPresent,
+		CategoryInverted: not, CategoryMask: not, CategoryAnyof: sys.PageIsPresent | sys.PageIsSwapped,
+		ReturnMask: sys.PageIsPresent | tell,
 	}
-	var last page.Range
+	c, g := joiner{to: content}, joiner{to: guard}
 	for a.Start < a.End {
 		n, err := sys.PagemapScan(int(p.f.Fd()), &a, p.vec)
 		if err != nil {
 			return Gone(p.pid, err)
 		}
 		for _, v := range p.vec[:n] {
-			g := page.Range{Start: page.Addr(v.Start), End: page.Addr(v.End)}
-			if g.Start == last.End {
-				last.End = g.End
-				continue
+			j := &c
+			if v.Categories&sys.PageIsGuard != 0 {
+				j = &g
 			}
-			if !last.Empty() {
-				f(last)
-			}
-			last = g
+			j.add(page.Range{Start: page.Addr(v.Start), End: page.Addr(v.End)})
 		}
 		if a.WalkEnd <= a.Start {
 			return fmt.Errorf("pagemap of pid %d: the walk of %v does not move on from %#x", p.pid, r, a.Start)
 		}
 		a.Start = a.WalkEnd
 	}
-	if !last.Empty() {
-		f(last)
-	}
+	c.end()
+	g.end()
 	return nil
+}
+
+// joiner passes ranges on, those that touch as one.
+type joiner struct {
+	to   func(page.Range)
+	last page.Range
+}
+
+func (j *joiner) add(r page.Range) {
+	if r.Start == j.last.End && !j.last.Empty() {
+		j.last.End = r.End
+		return
+	}
+	j.end()
+	j.last = r
+}
+
+func (j *joiner) end() {
+	if !j.last.Empty() {
+		j.to(j.last)
+	}
+	j.last = page.Range{}
 }
 
 // slow reads the entries of the pagemap file one by one.
