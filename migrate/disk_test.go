@@ -48,8 +48,7 @@ func TestCommitUnsure(t *testing.T) {
 		d.lies, d.fails["committed"] = "committed", 1
 		s.at(faultCrash, "source/engine/thaw/before")
 		l, src := s.newLife()
-		s.begin(l, src.Run)
-		time.Sleep(time.Second)
+		<-s.begin(l, src.Run) // killed
 		if got := d.last[modelID].State; got != "aborted" {
 			t.Fatalf("%q is the last record before the thaw", got)
 		}
