@@ -29,6 +29,21 @@ func (s *Session) Isolate(ctx context.Context) error {
 	return nil
 }
 
+// Survey reads what costs much to read, while the process still runs, so that a
+// Freeze soon after it need not. Freeze does it itself where there was none.
+func (s *Session) Survey() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := s.usable()
+	if err == nil && !s.held && len(s.threads) == 0 {
+		s.survey, err = takeSurvey(s.pid)
+	}
+	if err != nil {
+		return &Error{"survey", s.pid, err}
+	}
+	return nil
+}
+
 func (s *Session) isolate() error {
 	if err := s.usable(); err != nil || s.isolated {
 		return err
@@ -108,8 +123,10 @@ func (s *Session) freeze(ctx context.Context) error {
 	}
 	s.signals = nil
 	var err error
-	if s.survey, err = takeSurvey(s.pid); err != nil {
-		return err
+	if s.survey == nil || time.Since(s.survey.at) > surveyAge {
+		if s.survey, err = takeSurvey(s.pid); err != nil {
+			return err
+		}
 	}
 	m, err := proc.OpenMemory(s.pid)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/pageferry/pageferry/checkpoint/fds"
 	"github.com/pageferry/pageferry/checkpoint/image"
@@ -21,16 +22,21 @@ import (
 // taken from here.
 type survey struct {
 	pid  int
+	at   time.Time
 	maps []proc.Mapping
 	ids  map[fds.FileKey]image.FileID
 }
+
+// surveyAge is how old a survey may be at the freeze: what madvise(2) changes of
+// the flags of a whole mapping meanwhile is not noticed.
+const surveyAge = 500 * time.Millisecond
 
 func takeSurvey(pid int) (*survey, error) {
 	maps, err := proc.ReadSmaps(pid)
 	if err != nil {
 		return nil, err
 	}
-	s := &survey{pid: pid, maps: maps, ids: make(map[fds.FileKey]image.FileID)}
+	s := &survey{pid: pid, at: time.Now(), maps: maps, ids: make(map[fds.FileKey]image.FileID)}
 	for i := range maps {
 		if m := &maps[i]; m.Ino != 0 {
 			// One that cannot be looked at now may be gone at the freeze.
