@@ -8,6 +8,7 @@ import (
 
 	"github.com/pageferry/pageferry/checkpoint/cgroup"
 	"github.com/pageferry/pageferry/proc"
+	"golang.org/x/sys/unix"
 )
 
 // SweepLeft removes the child cgroups of processes that ended while no session
@@ -38,13 +39,27 @@ func sweepLeft(top string) error {
 		if !ok || !ended(pid, start) {
 			return nil
 		}
-		// EBUSY while anything is in it.
-		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := removeLeft(dir); err != nil {
 			errs = append(errs, err)
 		}
 		return fs.SkipDir
 	})
 	return errors.Join(append(errs, err)...)
+}
+
+// removeLeft leaves alone what a session has claimed or anything lives in: the
+// number in its name may be one of another PID namespace.
+func removeLeft(dir string) error {
+	s := &Session{child: cgroup.At(dir), claim: -1}
+	err := s.claimChild()
+	if err == nil {
+		err = os.Remove(dir)
+		s.unclaim()
+	}
+	if errors.Is(err, ErrBusy) || errors.Is(err, unix.EBUSY) || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // ended reports whether the process is gone for certain.

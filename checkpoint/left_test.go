@@ -46,6 +46,25 @@ func TestSweepLeft(t *testing.T) {
 		defer func() { must(t, made.Remove(context.Background())) }()
 		groups = append(groups, made)
 	}
+	// Those of another PID namespace: nobody here has such a number. One has a
+	// process in it, the other a session.
+	full, err := g.Create(groupPrefix + "4194303-1")
+	must(t, err)
+	p := testutil.Start(t, "sleep", "1000")
+	must(t, full.Move(p.Pid()))
+	defer func() {
+		must(t, g.Move(p.Pid()))
+		must(t, full.Remove(context.Background()))
+	}()
+	claimed, err := g.Create(groupPrefix + "4194303-2")
+	must(t, err)
+	other := &Session{child: claimed, claim: -1}
+	must(t, other.claimChild())
+	defer func() {
+		other.unclaim()
+		must(t, claimed.Remove(context.Background()))
+	}()
+	groups = append(groups, full, claimed)
 	if !gone.Exists() {
 		t.Fatal("the group went by itself")
 	}
