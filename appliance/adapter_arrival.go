@@ -31,6 +31,9 @@ type arrivalRecord struct {
 	PID      int  `json:"pid"`
 	// Resident: every page has arrived and the pager was told to end.
 	Resident bool `json:"resident"`
+	// Gone: the source's copy ended before all pages were here, and what is
+	// missing is poisoned. Resident then says only that the pager was told to end.
+	Gone bool `json:"gone,omitempty"`
 	// Lost: nobody kept its memory, and it was ended.
 	Lost bool `json:"lost"`
 }
@@ -194,17 +197,22 @@ func (a *arrival) Fetch(ctx context.Context) error {
 }
 
 func (a *arrival) Resident(ctx context.Context) error {
+	if a.gone() { // an earlier daemon may have got no further than to note it
+		if err := a.poison(ctx); err != nil {
+			return a.endPoisoned(ctx, err)
+		}
+	}
 	p := a.current()
 	if p == nil { // an earlier daemon saw to it
-		return nil
+		return a.sound()
 	}
-	if err := a.retry(ctx, func(p *pager.Client) error { return p.WaitResident(ctx) }); err != nil {
+	if err := a.retry(ctx, func(p *pager.Client) error { return p.WaitResident(ctx) }); err != nil && !errors.Is(err, pager.ErrLost) {
 		return err
 	}
 	p = a.current()
 	st, serr := p.Stats(ctx)
 	a.mu.Lock()
-	if serr == nil {
+	if serr == nil && !a.record.Gone {
 		a.stats = st
 	}
 	a.record.Resident = true
@@ -222,7 +230,7 @@ func (a *arrival) Resident(ctx context.Context) error {
 	a.pager = nil
 	a.mu.Unlock()
 	a.clearGroups(ctx)
-	return nil
+	return a.sound()
 }
 
 // Finish removes what Adopt would find.
@@ -260,7 +268,7 @@ func (a *arrival) Abort(ctx context.Context) error {
 // NewEpoch is 0 where no page is missing any more, and no lanes are needed.
 func (a *arrival) NewEpoch(ctx context.Context) (uint32, []byte, error) {
 	a.mu.Lock()
-	if a.record.Resident {
+	if a.record.Resident || a.record.Gone {
 		a.mu.Unlock()
 		return 0, nil, nil
 	}

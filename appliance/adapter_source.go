@@ -17,6 +17,7 @@ import (
 	"github.com/pageferry/pageferry/checkpoint/inspect"
 	"github.com/pageferry/pageferry/checkpoint/restore"
 	"github.com/pageferry/pageferry/migrate"
+	"github.com/pageferry/pageferry/migrate/stream"
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/proc"
 	"github.com/pageferry/pageferry/transport"
@@ -102,7 +103,14 @@ type process struct {
 	tcp chan *fds.TCP
 }
 
-func (p *process) Isolate(ctx context.Context) error { return gone(p.s.Isolate(ctx)) }
+// Isolate is called right before Freeze, so what that would read first is read
+// here: the process still runs.
+func (p *process) Isolate(ctx context.Context) error {
+	if err := p.s.Isolate(ctx); err != nil {
+		return gone(err)
+	}
+	return gone(p.s.Survey())
+}
 
 func (p *process) Freeze(ctx context.Context) (migrate.State, error) {
 	begin := time.Now()
@@ -296,8 +304,14 @@ func gone(err error) error {
 	return err
 }
 
+// ReadPages says that the pages are gone only where the process has ended for
+// certain: the destination gives up for it what it cannot get back.
 func (p *process) ReadPages(space page.Space, rs []page.Range, buf []byte) error {
-	return p.s.ReadPages(space, rs, buf)
+	err := p.s.ReadPages(space, rs, buf)
+	if err != nil && errors.Is(p.s.Alive(), proc.ErrGone) {
+		return fmt.Errorf("%w: %w", stream.ErrGone, err)
+	}
+	return err
 }
 
 // offer is what the destination must know, from an inspection.

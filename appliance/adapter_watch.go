@@ -9,6 +9,7 @@ import (
 
 	"github.com/pageferry/pageferry/appliance/pager"
 	"github.com/pageferry/pageferry/migrate"
+	"github.com/pageferry/pageferry/migrate/stream"
 )
 
 // watch follows a pager's events until it or the client is gone, and puts
@@ -16,13 +17,16 @@ import (
 func (a *arrival) watch(p *pager.Client) {
 	for ev := range p.Events() {
 		a.mu.Lock()
-		if ev.Stats.PagesTotal != 0 {
+		if ev.Stats.PagesTotal != 0 && !a.record.Gone { // what is poisoned counts as resident
 			a.stats = ev.Stats
 		}
 		a.mu.Unlock()
 		switch ev.Kind {
 		case pager.LaneLost:
 			a.log.Warn("page lane lost", "lane", ev.Lane.Kind, "index", ev.Lane.Index, "err", ev.Err)
+			if errors.Is(ev.Err, stream.ErrGone) {
+				go a.sourceGone(ev.Err)
+			}
 		case pager.Exited:
 			a.mu.Lock()
 			over := a.done || a.pager != p || ev.Err == nil // nil: it was told to end

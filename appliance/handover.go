@@ -14,7 +14,6 @@ import (
 
 	"github.com/pageferry/pageferry/appliance/journal"
 	"github.com/pageferry/pageferry/migrate"
-	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/transport"
 )
 
@@ -375,22 +374,3 @@ func peerOf(ctx context.Context) transport.Peer {
 	p, _ := ctx.Value(peerKey{}).(transport.Peer)
 	return p
 }
-
-// goneProcess is what is found of a process that does not exist any more.
-type goneProcess struct{}
-
-func (goneProcess) Isolate(context.Context) error { return migrate.ErrGone }
-func (goneProcess) Freeze(context.Context) (migrate.State, error) {
-	return migrate.State{}, migrate.ErrGone
-}
-func (goneProcess) Hold(context.Context) error                       { return migrate.ErrGone }
-func (goneProcess) Held(context.Context) (bool, error)               { return false, migrate.ErrGone }
-func (goneProcess) Thaw(context.Context) error                       { return migrate.ErrGone }
-func (goneProcess) Kill(context.Context) error                       { return migrate.ErrGone }
-func (goneProcess) Close() error                                     { return nil }
-func (goneProcess) ReadPages(page.Space, []page.Range, []byte) error { return migrate.ErrGone }
-
-// othersProcess is one that a newer migration has: for an older one it runs.
-type othersProcess struct{ goneProcess }
-
-func (othersProcess) Thaw(context.Context) error { return nil }

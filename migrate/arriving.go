@@ -135,6 +135,14 @@ func (a *arriving) engine(name string, f func() error) error {
 func (a *arriving) enter(next DestState, reason string) error {
 	a.mu.Lock()
 	st, err := a.state.To(next)
+	if a.state == DestLost && st == DestDone {
+		// Settled, and lost all the same: that was told, and stays what is told.
+		a.state = st
+		close(a.changed)
+		a.changed = make(chan struct{})
+		a.mu.Unlock()
+		return nil
+	}
 	a.progress.Reason = reason
 	if err == nil && st != a.state {
 		a.state = st

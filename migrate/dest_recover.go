@@ -167,11 +167,8 @@ func (a *arriving) takeUp(ctx context.Context) error {
 
 func (a *arriving) tryTakeUp(ctx context.Context) error {
 	st := a.State()
-	switch st {
-	case DestDone:
+	if st == DestDone {
 		return a.forget(DestDone)
-	case DestLost:
-		return nil // waits for a person
 	}
 	gone := false
 	if a.theArrival() == nil {
@@ -204,6 +201,8 @@ func (a *arriving) tryTakeUp(ctx context.Context) error {
 		if a.rec.PeerGone {
 			return a.settle(ctx)
 		}
+	case DestLost: // waits for the source, or a person
+		a.tell(a.rec.Reason)
 	}
 	return nil
 }

@@ -242,6 +242,10 @@ func (a *fakeArrival) pull(ctx context.Context) error {
 			w.mu.Unlock()
 			return nil
 		}
+		if w.lanes != nil && w.srcLost {
+			w.mu.Unlock()
+			return fmt.Errorf("the source says that its pages are lost: %w", ErrGone)
+		}
 		if w.lanes != nil {
 			if w.src != copyTraced && w.src != copyHeld && !w.overruled && w.dst == copyRunning {
 				w.violate("pages of a copy that is %v", w.src)

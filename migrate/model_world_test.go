@@ -47,6 +47,7 @@ type world struct {
 	missing    int // pages that the destination's copy lacks
 	lanes      *fakeLanes
 	overruled  bool // a person took the responsibility
+	srcLost    bool // the source's copy was killed while pages were missing
 	violations []string
 	trace      []string
 

@@ -82,6 +82,7 @@ type Source struct {
 	touched     bool // the process must be thawed on abort
 	commitTried bool // a record COMMIT may be on the disk
 	switched    bool // AtSwitch was called, by this daemon
+	nothing     bool // lost, and nothing is left here that could be resolved
 	times       times
 	res         Result
 }

@@ -136,7 +136,7 @@ func (s *Source) reconsider(ctx context.Context) (Result, error) {
 		}
 	}
 	if s.State() == SourceLost {
-		return s.result(OutcomeLost, fmt.Errorf("%w: %s", ErrLost, was))
+		return s.lost(ctx, fmt.Errorf("%w: %s", ErrLost, was))
 	}
 	return s.result(OutcomeInDoubt, fmt.Errorf("%w: %s", ErrInDoubt, was))
 }
@@ -151,7 +151,7 @@ func (s *Source) Settle(ctx context.Context) error {
 	}
 	defer s.give()
 	b := backoff{t: s.t}
-	for s.journal != nil && !s.State().resolvable() {
+	for s.unsettled() {
 		err := s.settleOnce(ctx)
 		if err == nil {
 			s.forget()
@@ -180,7 +180,7 @@ func (s *Source) settleOnce(ctx context.Context) error {
 			return err
 		}
 		what = intentDone
-	case SourceDone:
+	case SourceDone, SourceLost: // lost: where nothing is left here
 		what = intentDone
 	case SourceAborted:
 	default: // could not be thawed

@@ -64,7 +64,7 @@ func (s *Source) finish(ctx context.Context, c *control) (Result, error) {
 		case verdictLost:
 			cancel(nil)
 			c.close()
-			return s.lose(err)
+			return s.lose(ctx, err)
 		}
 		c.close()
 		c = nil
@@ -76,6 +76,9 @@ func (s *Source) finish(ctx context.Context, c *control) (Result, error) {
 			cancel(nil)
 			_ = s.cfg.Lanes.Close()
 			return s.result(OutcomeInterrupted, fmt.Errorf("%w: %w", ErrInterrupted, context.Cause(ctx)))
+		}
+		if s.copyGone(ctx) {
+			err = fmt.Errorf("the frozen copy here has ended, and the destination has to say whether it needs it: %w", err)
 		}
 		s.log.Warn("the destination is out of reach; trying again", "err", err)
 		s.tell(err.Error())
@@ -322,7 +325,7 @@ func (s *Source) takeBack(ctx context.Context, c *control, cause error) (Result,
 	return s.result(OutcomeAborted, cause)
 }
 
-// doubt and lose end with the copy held and everything kept.
+// doubt ends with the copy held and everything kept.
 func (s *Source) doubt(cause error, more string) (Result, error) {
 	_ = s.cfg.Lanes.Close()
 	if more != "" {
@@ -337,15 +340,6 @@ func (s *Source) doubt(cause error, more string) (Result, error) {
 	return s.result(OutcomeInDoubt, cause)
 }
 
-func (s *Source) lose(cause error) (Result, error) {
-	_ = s.cfg.Lanes.Close()
-	if err := s.record(SourceLost, cause.Error()); err != nil {
-		s.log.Warn("lost, and not journalled", "err", err)
-		_ = s.enter(SourceLost)
-	}
-	return s.result(OutcomeLost, cause)
-}
-
 // result puts the figures together.
 func (s *Source) result(o Outcome, cause error) (Result, error) {
 	r, t := s.res, s.times
@@ -358,7 +352,7 @@ func (s *Source) result(o Outcome, cause error) (Result, error) {
 	if cause != nil {
 		r.Reason = cause.Error()
 	}
-	r.Unsettled = s.journal != nil && !r.State.resolvable()
+	r.Unsettled = s.unsettled()
 	r.TotalMS = ms(t.start, now)
 	r.FreezeMS, r.SendMS = ms(t.freeze, t.frozen), ms(t.frozen, t.sent)
 	r.HoldMS, r.CommitMS = ms(t.ready, t.held), ms(t.held, t.committed)

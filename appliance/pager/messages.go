@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pageferry/pageferry/migrate/stream"
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/transport"
 	"golang.org/x/sys/unix"
@@ -177,7 +178,7 @@ func readState(dir string) (w who, err error) {
 // Sentinels cross the control connection by name.
 var codes = map[string]error{
 	"gone": ErrGone, "lost": ErrLost, "peer": transport.ErrPeer, "closed": transport.ErrClosed,
-	"damaged": transport.ErrDamaged, "auth": transport.ErrAuth,
+	"source": stream.ErrGone, "damaged": transport.ErrDamaged, "auth": transport.ErrAuth,
 }
 
 func codeOf(err error) string {

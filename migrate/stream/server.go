@@ -12,7 +12,6 @@ import (
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/transport"
 	"github.com/pageferry/pageferry/wire"
-	"golang.org/x/sys/unix"
 )
 
 // PageReader reads the frozen process; see migrate.Process.
@@ -171,7 +170,7 @@ func (a *answer) next() (transport.Frame, error) {
 		a.want.Runs = nil
 		a.refusal = err
 		code := wire.RefuseRead
-		if errors.Is(err, ErrGone) || errors.Is(err, unix.ESRCH) {
+		if errors.Is(err, ErrGone) {
 			code = wire.RefuseGone
 		}
 		a.meta = wire.AppendRefuse(a.meta[:0], wire.Refuse{ID: a.want.ID, Code: code, Text: err.Error()})
