@@ -14,6 +14,7 @@ import (
 
 	"github.com/pageferry/pageferry/appliance/journal"
 	"github.com/pageferry/pageferry/migrate"
+	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/transport"
 )
 

@@ -110,8 +110,7 @@ type Adoption struct {
 	Mem *os.File
 	PID int // in our pid namespace
 	// Regions are the mappings that have content to come, ascending. All of
-	// Memory.Lazy lies in those of RegionUFFD, all of Memory.Eager in those of
-	// RegionWrite.
+	// Memory.Lazy lies in those of RegionUFFD; Memory.Eager lies in either.
 	Regions []Region
 	Memory  image.Memory
 }

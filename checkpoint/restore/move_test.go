@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -100,6 +101,12 @@ func (s *server) Adopt(_ context.Context, a Adoption) error {
 	for i, r := range s.sn.ranges {
 		part := func(x page.Range) []byte { return s.sn.content[i][x.Start-r.Start : x.End-r.Start] }
 		for _, x := range a.Memory.Eager.Intersect(r) {
+			if i := slices.IndexFunc(a.Regions, func(g Region) bool { return g.Contains(x.Start) }); a.Regions[i].Kind == RegionUFFD {
+				if n, err := sys.UffdCopy(int(a.UFFD.Fd()), uint64(x.Start), part(x), 0); err != nil || n != int64(x.Bytes()) {
+					return fmt.Errorf("eager pages %v: %d, %w", x, n, err)
+				}
+				continue
+			}
 			if _, err := a.Mem.WriteAt(part(x), int64(x.Start)); err != nil {
 				return fmt.Errorf("eager pages %v: %w", x, err)
 			}

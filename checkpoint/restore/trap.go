@@ -46,8 +46,6 @@ func planRegions(p *image.Process, m *image.Memory) ([]Region, error) {
 		l, e := bytesOf(m.Lazy.Intersect(v.Range)), bytesOf(m.Eager.Intersect(v.Range))
 		lazy, eager = lazy+l, eager+e
 		switch {
-		case l > 0 && e > 0:
-			return nil, about(fmt.Errorf("%w: both lazy and eager pages", image.ErrFormat), "mapping %v", v.Range)
 		case l > 0 && v.Kind != image.VMAAnon && v.Kind != image.VMAShared && v.Kind != image.VMADevice:
 			return nil, about(fmt.Errorf("%w: lazy pages in a mapping that cannot be trapped", image.ErrFormat), "mapping %v %s", v.Range, v.Path)
 		case l > 0:

@@ -91,12 +91,26 @@ func (p *placer) Adopt(_ context.Context, a restore.Adoption) error {
 			}
 		}
 		for _, r := range a.Memory.Eager.Intersect(at.Range) {
+			// A write to a trapped page would wait for somebody to fill it.
+			if trapped(a.Regions, r.Start) {
+				if err := place(a, r, part(r)); err != nil {
+					return err
+				}
+				continue
+			}
 			if _, err := a.Mem.WriteAt(part(r), int64(r.Start)); err != nil {
 				return fmt.Errorf("store: write %v of process %d: %w", r, a.PID, err)
 			}
 		}
 		return nil
 	})
+}
+
+// trapped reports whether the mapping at a, which a range of eager pages does not
+// leave, is registered with the userfaultfd.
+func trapped(rs []restore.Region, a page.Addr) bool {
+	i := sort.Search(len(rs), func(i int) bool { return rs[i].End > a })
+	return i < len(rs) && rs[i].Start <= a && rs[i].Kind == restore.RegionUFFD
 }
 
 // within is how many of n bytes from start lie in one mapping: UFFDIO_COPY does
