@@ -175,9 +175,12 @@ func (n *node) cut() error {
 		var errs []error
 		for _, s := range socks {
 			if s.ID.Destination.Equal(net.IP(n.r.other(n).host.Addr().AsSlice())) {
-				errs = append(errs, netlink.SocketDestroy(
+				err := netlink.SocketDestroy(
 					&net.TCPAddr{IP: s.ID.Source, Port: int(s.ID.SourcePort)},
-					&net.TCPAddr{IP: s.ID.Destination, Port: int(s.ID.DestinationPort)}))
+					&net.TCPAddr{IP: s.ID.Destination, Port: int(s.ID.DestinationPort)})
+				if !errors.Is(err, unix.ENOENT) { // closed since it was listed
+					errs = append(errs, err)
+				}
 			}
 		}
 		return errors.Join(errs...)
