@@ -57,7 +57,7 @@ func (s *Session) capture(ctx context.Context) (*image.Image, []image.Memory, er
 		return nil, nil, fmt.Errorf("%w: not frozen", ErrState)
 	}
 	if s.isolated {
-		if err := s.alone(); err != nil {
+		if err := errors.Join(s.alone(), s.childless()); err != nil {
 			return nil, nil, err
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/pageferry/pageferry/checkpoint/inject"
 	"github.com/pageferry/pageferry/proc"
@@ -55,9 +57,33 @@ func (s *Session) alone() error {
 	case err != nil:
 		return err
 	case !slices.Contains(pids, s.pid):
+		// One that is ending is not listed any more, a moment before it has ended.
+		moment, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		defer cancel()
+		if s.awaitEnd(moment) == nil {
+			return proc.ErrGone
+		}
 		return fmt.Errorf("somebody has moved it out of cgroup %s", s.child.Dir())
 	case len(pids) > 1:
 		return &RefusedError{s.pid, []string{fmt.Sprintf("it has made children (in its cgroup are %v)", pids)}}
+	}
+	return nil
+}
+
+// childless reports as an error that the frozen process has children. Those that
+// it made before it was isolated are not in its group.
+func (s *Session) childless() error {
+	for _, t := range s.threads {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", s.pid, t.tid))
+		if errors.Is(err, os.ErrNotExist) {
+			return nil // a kernel without CONFIG_PROC_CHILDREN
+		}
+		if err != nil {
+			return proc.Gone(s.pid, err)
+		}
+		if kids := strings.Fields(string(b)); len(kids) > 0 {
+			return &RefusedError{s.pid, []string{fmt.Sprintf("it has made children since it was looked at: %v", kids)}}
+		}
 	}
 	return nil
 }
