@@ -35,10 +35,12 @@ func (r *rig) leftovers(alive ...*guest) error {
 // find looks where the guest lives now; there must be one copy.
 func (g *guest) find() error {
 	var at []string
+	var home *node
+	var pid int
 	for _, n := range g.r.nodes() {
 		for _, p := range n.processes() {
 			if p.self == g.self && p.comm == g.comm {
-				g.at, g.pid = n, p.inner
+				home, pid = n, p.inner
 				at = append(at, fmt.Sprintf("pid %d of host %s in cgroup %s", p.inner, n.name(), p.cgroup))
 			}
 		}
@@ -54,6 +56,7 @@ func (g *guest) find() error {
 	if len(at) != 1 {
 		return fmt.Errorf("%s (%s): %d copies: %v", g.identity, g.comm, len(at), at)
 	}
+	g.at, g.pid = home, pid
 	return nil
 }
 

@@ -40,7 +40,9 @@ type node struct {
 	log    *logBuffer
 	config string // without what all nodes have; more lines of YAML
 	daemon atomic.Pointer[lab.Program]
-	mounts string // of the host, when nothing had happened yet
+
+	starting sync.Mutex // guards that daemon is the one that runs
+	mounts   string     // of the host, when nothing had happened yet
 }
 
 // newRig makes a rig for one test and its subtests. Call begin before the first.
@@ -148,6 +150,9 @@ func (n *node) launch(t testing.TB) {
 	cmd.Env = append(os.Environ(), appliance.EnvKillPoints+"="+n.points.path)
 	cmd.Stdout, cmd.Stderr = n.log, n.log
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+	// It may come to a point at which it is to be killed before Start returns.
+	n.starting.Lock()
+	defer n.starting.Unlock()
 	p, err := n.host.Start("daemon", cmd)
 	if err != nil {
 		t.Fatal(err)
@@ -180,7 +185,9 @@ func (n *node) await() error {
 
 // kill ends the daemon as kill -9 does.
 func (n *node) kill() {
+	n.starting.Lock()
 	p := n.daemon.Load()
+	n.starting.Unlock()
 	_ = p.Signal(unix.SIGKILL)
 	<-p.Done()
 }
