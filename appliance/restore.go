@@ -50,7 +50,10 @@ func Restore(ctx context.Context, opts RestoreOptions) (pid int, err error) {
 	}
 	so := store.RestoreOptions{PIDNamespace: opts.PIDNamespace, ID: id.String(), Log: opts.Logger}
 	if !opts.Lazy {
-		return store.Restore(ctx, c, so)
+		if pid, err = store.Restore(ctx, c, so); err != nil {
+			return 0, err
+		}
+		return pid, disband(ctx, so.ID)
 	}
 	if opts.RunDir == "" {
 		opts.RunDir = "/run/pageferry"
@@ -151,6 +154,17 @@ func FinishLazy(ctx context.Context, dir, id string) error {
 		return &UsageError{Msg: fmt.Sprintf("%q is no id", id)}
 	}
 	copy(cfg.ID[:], raw)
+	err = seeOff(ctx, cfg)
+	if err != nil && !errors.Is(err, pager.ErrGone) {
+		return err
+	}
+	err = errors.Join(err, disband(ctx, id), os.RemoveAll(dir))
+	_ = os.Remove(filepath.Dir(dir)) // stays while there are others
+	return err
+}
+
+// seeOff waits until a pager has every page in place, and lets it end.
+func seeOff(ctx context.Context, cfg pager.Config) error {
 	c, err := pager.Connect(ctx, cfg)
 	if err != nil {
 		return err
@@ -162,7 +176,14 @@ func FinishLazy(ctx context.Context, dir, id string) error {
 	if err := c.Finish(ctx); err != nil && !errors.Is(err, pager.ErrGone) {
 		return err
 	}
-	err = os.RemoveAll(dir)
-	_ = os.Remove(filepath.Dir(dir)) // stays while there are others
-	return err
+	return nil
+}
+
+// disband takes a process out of the cgroup that was made to rebuild it, into that
+// of whoever restored it: there is no daemon that would remove it at its end.
+func disband(ctx context.Context, id string) error {
+	if err := restore.Disband(ctx, restore.Config{ID: id}); err != nil {
+		return fmt.Errorf("the process runs, but stays in a cgroup of its own: %w", err)
+	}
+	return nil
 }

@@ -7,8 +7,8 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"time"
 
+	"github.com/pageferry/pageferry/checkpoint/cgroup"
 	"github.com/pageferry/pageferry/checkpoint/inject"
 	"github.com/pageferry/pageferry/proc"
 	"golang.org/x/sys/unix"
@@ -57,10 +57,10 @@ func (s *Session) alone() error {
 	case err != nil:
 		return err
 	case !slices.Contains(pids, s.pid):
-		// One that is ending is not listed any more, a moment before it has ended.
-		moment, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
-		defer cancel()
-		if s.awaitEnd(moment) == nil {
+		// One that is ending is not listed any more, and yet in the group until
+		// its threads are waited for.
+		g, err := cgroup.Of(s.pid)
+		if err == nil && g == s.child || errors.Is(err, proc.ErrGone) || errors.Is(err, os.ErrNotExist) {
 			return proc.ErrGone
 		}
 		return fmt.Errorf("somebody has moved it out of cgroup %s", s.child.Dir())

@@ -204,8 +204,10 @@ func (d *Destination) serveOffer(ctx context.Context, c *control, m *offerMsg) e
 	}
 	a.setConn(c)
 	if err := a.prepare(ctx, c, m.Offer); err != nil {
-		d.drop(a)
-		err = errors.Join(err, a.letGo())
+		if a.State() != DestAborted { // abort has forgotten it, or keeps it to try again
+			d.drop(a)
+			err = errors.Join(err, a.letGo())
+		}
 		a.give()
 		return d.refuse(c, err)
 	}
@@ -242,10 +244,13 @@ func (d *Destination) refuse(c *control, why error) error {
 func (d *Destination) serveResume(ctx context.Context, c *control, m *resumeMsg) error {
 	a := d.find(transport.MigrationID(m.Migration))
 	if a == nil {
-		if err := d.knowsNothing(m); err != nil {
+		var err error
+		if a, err = d.rediscover(ctx, m); err != nil {
 			return errors.Join(err, d.send(c, retryMsg{Reason: clip(err.Error(), MaxReason)}))
 		}
-		return d.send(c, resumeAckMsg{})
+		if a == nil {
+			return d.send(c, resumeAckMsg{})
+		}
 	}
 	if !a.owns(c) {
 		d.log.Warn("another host speaks of a migration that is not its own", "migration", a.id, "peer", c.peer.Name)
@@ -265,25 +270,29 @@ func (d *Destination) serveResume(ctx context.Context, c *control, m *resumeMsg)
 	return a.converse(ctx, c)
 }
 
-// knowsNothing makes sure that a migration is unknown, which means to its source
-// that it was aborted here. A damaged journal, or one that is not taken up yet,
-// does not mean that.
-func (d *Destination) knowsNothing(m *resumeMsg) error {
-	j, err := d.cfg.Journals.Open(transport.MigrationID(m.Migration), RoleDestination)
+// rediscover looks in the journals for a migration that is not in memory. Neither
+// an arrival nor an error means to its source that it was aborted here. What is
+// in a journal all the same could not be read, forgotten or written when it was
+// tried, and is taken up now; one that is damaged is an error.
+func (d *Destination) rediscover(ctx context.Context, m *resumeMsg) (*arriving, error) {
+	id := transport.MigrationID(m.Migration)
+	j, err := d.cfg.Journals.Open(id, RoleDestination)
 	if errors.Is(err, ErrNoJournal) {
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer j.Close()
 	rec, err := j.Last()
-	if err != nil {
-		return err
+	if err = errors.Join(err, j.Close()); err != nil {
+		return nil, err
 	}
 	// What is over, but could not be removed.
 	if m.Intent == intentDone || rec.State == DestAborted.String() {
-		return nil
+		return nil, nil
 	}
-	return errBehind
+	if err := d.recoverOne(ctx, rec); err != nil {
+		return nil, err
+	}
+	return d.find(id), nil
 }

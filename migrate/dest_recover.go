@@ -21,9 +21,9 @@ func (a *arriving) resume(ctx context.Context, c *control, m *resumeMsg) (resume
 	if a.behind {
 		return resumeAckMsg{}, errBehind
 	}
-	if st == DestAborted && a.theArrival() != nil {
-		// It could not be ended so far: until it is, the source must not hear of
-		// it.
+	if st == DestAborted {
+		// It could not be ended or forgotten so far: until it is, the source must
+		// not hear of it.
 		if err := a.abort(ctx, "", false); err != nil {
 			return resumeAckMsg{}, err
 		}

@@ -168,8 +168,7 @@ func TestRefused(t *testing.T) {
 	stage(t, ModeStop, func(t *testing.T, s *scene) { // twice at once
 		s.at(faultCrash, "source/journal/committed/after")
 		l, src := s.newLife()
-		s.begin(l, src.Run)
-		s.until(DestReady)
+		<-s.begin(l, src.Run) // killed
 		s.disks[RoleSource] = newDisk(3)
 		l, src = s.newLife()
 		o := s.await(s.begin(l, src.Run))

@@ -63,6 +63,9 @@ func (w *world) destination(stop <-chan struct{}) {
 				case lane := <-serving:
 					go func() { _ = d.Serve(l.ctx, lane, transport.Peer{Name: "a"}) }()
 				case <-l.ctx.Done():
+					d.mu.Lock()
+					d.closed = true // nothing is counted in any more
+					d.mu.Unlock()
 					d.wg.Wait()
 					return
 				case <-stop:

@@ -107,7 +107,14 @@ func newWorld(seed uint64, mode Mode) *world {
 
 func (w *world) logf(format string, args ...any) {
 	w.trace = append(w.trace, fmt.Sprintf(format, args...))
+	if len(w.trace) > maxTrace {
+		panic("no end:\n" + strings.Join(w.trace[:500], "\n") + "\n...\n" + strings.Join(w.trace[maxTrace-500:], "\n"))
+	}
 }
+
+// maxTrace is far more than happens in the longest run: a loop that virtual
+// time lets spin is found, before it takes all memory.
+const maxTrace = 100_000
 
 func (w *world) violate(format string, args ...any) {
 	v := fmt.Sprintf(format, args...)

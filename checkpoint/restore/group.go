@@ -30,20 +30,33 @@ func ownGroup(c *Config) (_ cgroup.Group, filled func(), err error) {
 	if err != nil {
 		return parent, filled, err
 	}
+	g := cgroup.At(filepath.Join(parent.Dir(), c.ID))
+	// Again where a Sweep takes the empty parent away just now.
+	for range 10 {
+		if filled, err = makeGroup(parent, g); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+	}
+	return g, filled, err
+}
+
+func makeGroup(parent, g cgroup.Group) (filled func(), err error) {
+	filled = func() {}
 	if err := os.MkdirAll(parent.Dir(), 0o755); err != nil {
-		return parent, filled, err
+		return filled, err
 	}
 	lock, err := lockGroup(parent, unix.LOCK_SH)
 	if err != nil {
-		return parent, filled, err
+		return filled, err
 	}
-	filled = func() { lock.Close() }
-	g := cgroup.At(filepath.Join(parent.Dir(), c.ID))
 	if err := os.Mkdir(g.Dir(), 0o755); err != nil {
-		filled()
-		return g, filled, fmt.Errorf("a process of that id is being rebuilt or was: %w", err)
+		lock.Close()
+		if errors.Is(err, fs.ErrExist) {
+			err = fmt.Errorf("a process of that id is being rebuilt or was: %w", err)
+		}
+		return filled, err
 	}
-	return g, filled, nil
+	return func() { lock.Close() }, nil
 }
 
 // lockGroup keeps Prepare and Sweep apart, also those of other programs.

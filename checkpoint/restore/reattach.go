@@ -134,5 +134,44 @@ func Sweep(cfg Config) error {
 		// Refused with EBUSY while there is a process in it.
 		_ = os.Remove(filepath.Join(parent.Dir(), e.Name()))
 	}
+	_ = os.Remove(parent.Dir()) // not while there are others
+	return nil
+}
+
+// Disband moves what runs in the group of a process that was released into the
+// caller's own, and removes the group: for a process that nobody watches over. No
+// Reattach finds it then.
+func Disband(ctx context.Context, cfg Config) error {
+	cfg.ensureDefaults()
+	parent, err := parentGroup(cfg.CgroupParent)
+	if err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
+	own, err := cgroup.Of(os.Getpid())
+	if err != nil {
+		return fmt.Errorf("restore: disband %s: %w", cfg.ID, err)
+	}
+	g := cgroup.At(filepath.Join(parent.Dir(), cfg.ID))
+	for { // it may fork meanwhile
+		pids, err := g.Procs()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("restore: disband %s: %w", cfg.ID, err)
+		}
+		if len(pids) == 0 {
+			break
+		}
+		for _, pid := range pids {
+			if err := own.Move(pid); err != nil && !errors.Is(err, proc.ErrGone) {
+				return fmt.Errorf("restore: disband %s: %w", cfg.ID, err)
+			}
+		}
+	}
+	if err := g.Remove(ctx); err != nil {
+		return fmt.Errorf("restore: disband %s: %w", cfg.ID, err)
+	}
+	_ = os.Remove(parent.Dir()) // not while there are others
 	return nil
 }
