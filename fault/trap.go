@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pageferry/pageferry/internal/sys"
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/pagestore"
 	"golang.org/x/sys/unix"
@@ -141,6 +142,9 @@ func same(a, b []*pagestore.Space) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
+// soon is how long the next fault is waited for without telling the scheduler.
+const soon = 2 * time.Millisecond
+
 // poll waits until a descriptor is ready, or a moment where something has to be
 // tried again.
 func (t *Trap) poll(fds []unix.PollFd) error {
@@ -151,7 +155,12 @@ func (t *Trap) poll(fds []unix.PollFd) error {
 	for i := range fds {
 		fds[i].Revents = 0
 	}
-	if _, err := unix.Poll(fds, timeout); err != nil && !errors.Is(err, unix.EINTR) {
+	// Threads that miss pages miss many: the next one comes soon.
+	n, err := sys.AwaitReady(fds, soon)
+	if n == 0 && err == nil && timeout < 0 {
+		_, err = unix.Poll(fds, timeout)
+	}
+	if err != nil && !errors.Is(err, unix.EINTR) {
 		return fmt.Errorf("fault: poll: %w", err)
 	}
 	return nil

@@ -78,19 +78,19 @@ func (b *Bitmap) Count() (n int) {
 	return n
 }
 
-// NextSet returns the first set bit at or after i, or Len.
-func (b *Bitmap) NextSet(i int) int { return b.next(i, 0) }
+// NextSet returns the first set bit of [i, end), or end, which is at most Len.
+func (b *Bitmap) NextSet(i, end int) int { return b.next(i, end, 0) }
 
-// NextClear returns the first clear bit at or after i, or Len.
-func (b *Bitmap) NextClear(i int) int { return b.next(i, ^uint64(0)) }
+// NextClear returns the first clear bit of [i, end), or end, which is at most Len.
+func (b *Bitmap) NextClear(i, end int) int { return b.next(i, end, ^uint64(0)) }
 
-func (b *Bitmap) next(i int, flip uint64) int {
-	for i < b.n {
+func (b *Bitmap) next(i, end int, flip uint64) int {
+	for i < end {
 		w := (atomic.LoadUint64(&b.w[i>>6]) ^ flip) >> (i & 63)
 		if w != 0 {
-			return min(b.n, i+bits.TrailingZeros64(w))
+			return min(end, i+bits.TrailingZeros64(w))
 		}
 		i = (i | 63) + 1
 	}
-	return b.n
+	return end
 }

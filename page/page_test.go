@@ -113,8 +113,8 @@ func TestBitmapRanges(t *testing.T) {
 			for nc < n && model[nc] {
 				nc++
 			}
-			if b.NextSet(k) != ns || b.NextClear(k) != nc {
-				t.Fatalf("NextSet/NextClear(%d) = %d/%d, want %d/%d", k, b.NextSet(k), b.NextClear(k), ns, nc)
+			if b.NextSet(k, n) != ns || b.NextClear(k, n) != nc {
+				t.Fatalf("NextSet/NextClear(%d) = %d/%d, want %d/%d", k, b.NextSet(k, n), b.NextClear(k, n), ns, nc)
 			}
 		}
 	}

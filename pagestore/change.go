@@ -136,10 +136,11 @@ func (c *Change) Fork(k, fd int) (child *Space, made bool, err error) {
 	if err != nil {
 		return nil, false, err
 	}
-	for i := sp.bits.NextSet(0); i < sp.bits.Len(); {
-		j := sp.bits.NextClear(i)
+	n := sp.bits.Len()
+	for i := sp.bits.NextSet(0, n); i < n; {
+		j := sp.bits.NextClear(i, n)
 		child.missing.Add(int64(child.bits.AtomicSetRange(i, j)))
-		i = sp.bits.NextSet(j)
+		i = sp.bits.NextSet(j, n)
 	}
 	child.SetFD(fd)
 	child.SetMemFD(-1)

@@ -204,7 +204,7 @@ func (s *Source) Wanted(i int) bool {
 func (s *Source) NextWanted(i, end int) int {
 	best := end
 	for _, sp := range s.Spaces() {
-		best = min(best, sp.bits.NextSet(i))
+		best = min(best, sp.bits.NextSet(i, end))
 	}
 	return best
 }

@@ -299,12 +299,12 @@ func (sp *Space) Targets(r page.Range, out []Target) []Target {
 	for k := firstBySrc(sp.bySrc, r.Start); k < len(sp.bySrc) && sp.bySrc[k].Src < r.End; k++ {
 		g := sp.bySrc[k]
 		sp.src.Each(g.SrcRange().Intersect(r), func(p page.Range, first int) {
-			n := p.Pages()
-			for i := sp.bits.NextSet(first); i < first+n; {
-				j := min(sp.bits.NextClear(i), first+n)
+			end := first + p.Pages()
+			for i := sp.bits.NextSet(first, end); i < end; {
+				j := sp.bits.NextClear(i, end)
 				at := g.Dst.Start + (p.Start - g.Src) + page.Addr(i-first)<<page.Shift
 				out = append(out, Target{page.Range{Start: at, End: at + page.Addr(j-i)<<page.Shift}, i, g.Flags})
-				i = sp.bits.NextSet(j)
+				i = sp.bits.NextSet(j, end)
 			}
 		})
 	}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 
+	"github.com/pageferry/pageferry/internal/sys"
 	"github.com/pageferry/pageferry/page"
 	"golang.org/x/sys/unix"
 )
@@ -65,7 +66,7 @@ func (m *Memory) ReadPages(rs []page.Range, buf []byte) error {
 		if bytes > 0 {
 			local := [1]unix.Iovec{{Base: &buf[0], Len: uint64(bytes)}}
 			var err error
-			n, err = unix.ProcessVMReadv(m.pid, local[:], iov, 0)
+			n, err = sys.ProcessVMReadvNow(m.pid, local[:], iov)
 			if err != nil {
 				if err != unix.EFAULT {
 					return Gone(m.pid, fmt.Errorf("read memory of pid %d: %w", m.pid, err))

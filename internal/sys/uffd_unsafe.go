@@ -58,7 +58,10 @@ func UffdWake(fd int, start, length uint64) error {
 // unmapped; a page of it that is absent stops the copy.
 func UffdCopy(fd int, dst uint64, src []byte, mode uint64) (copied int64, err error) {
 	a := uffdioCopy{Dst: dst, Src: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(src)))), Len: uint64(len(src)), Mode: mode}
-	_, err = ioctlPtr(fd, UFFDIO_COPY, unsafe.Pointer(&a))
+	_, _, e := unix.RawSyscall(unix.SYS_IOCTL, uintptr(fd), UFFDIO_COPY, uintptr(unsafe.Pointer(&a)))
+	if e != 0 {
+		err = e
+	}
 	return max(a.Copy, 0), err
 }
 

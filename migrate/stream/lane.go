@@ -92,9 +92,6 @@ func (l *lane) receive() error {
 		if err != nil {
 			return err
 		}
-		if !l.urgent {
-			l.pump()
-		}
 		l.f.check()
 	}
 }
@@ -132,25 +129,14 @@ func (l *lane) take(fr transport.Frame) error {
 		f.st.Add(pagestore.Bad, 1)
 		return fmt.Errorf("%w: %w", transport.ErrDamaged, err)
 	}
-	for _, run := range p.Runs {
+	if err := l.came(req, p.Runs, fr.Flags&wire.FlagLast != 0); err != nil {
+		return err
+	}
+	if !l.urgent {
+		l.pump() // so that the source has something to do while these are placed
+	}
+	for i, run := range p.Runs {
 		r := run.Range()
-		if run.Space != req.src.ID() {
-			return fmt.Errorf("%w: pages of another address space", transport.ErrDamaged)
-		}
-		// Only this goroutine changes left while the lane is attached.
-		f.mu.Lock()
-		var n uint64
-		for _, c := range req.left.Remove(r) {
-			n += c.Bytes()
-		}
-		f.mu.Unlock()
-		if n != r.Bytes() {
-			f.mu.Lock()
-			f.giveBack(req.src, []page.Range{r})
-			f.mu.Unlock()
-			return fmt.Errorf("%w: pages %v were not asked for, or came twice", transport.ErrDamaged, r)
-		}
-		l.owed.Add(-int64(n))
 		// A run may cross from one range of the source into the next.
 		var err error
 		req.src.Each(r, func(part page.Range, first int) {
@@ -163,20 +149,58 @@ func (l *lane) take(fr transport.Frame) error {
 				err = l.place(req.src, run.Kind, part, first, d)
 			}
 		})
+		if err != nil {
+			f.mu.Lock()
+			for _, run := range p.Runs[i:] {
+				f.giveBack(req.src, []page.Range{run.Range()})
+			}
+			f.mu.Unlock()
+			return err
+		}
 		if run.Kind == wire.RunData {
 			data = data[r.Bytes():]
 		}
+	}
+	return nil
+}
+
+// came takes runs that have arrived off what is owed. On error nothing of them
+// counts as arrived.
+func (l *lane) came(req *request, runs []wire.Run, last bool) (err error) {
+	f := l.f
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	owed := req.left.Bytes()
+	for i, run := range runs {
+		r := run.Range()
+		var n uint64
+		if run.Space != req.src.ID() {
+			err = fmt.Errorf("%w: pages of another address space", transport.ErrDamaged)
+		} else {
+			for _, c := range req.left.Remove(r) {
+				n += c.Bytes()
+			}
+		}
+		if err == nil && n != r.Bytes() {
+			err = fmt.Errorf("%w: pages %v were not asked for, or came twice", transport.ErrDamaged, r)
+		}
 		if err != nil {
+			for _, run := range runs[:i+1] {
+				f.giveBack(req.src, []page.Range{run.Range()})
+			}
 			return err
 		}
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if fr.Flags&wire.FlagLast != 0 {
-		if !req.left.Empty() {
-			return fmt.Errorf("%w: an answer that leaves out what was asked", transport.ErrDamaged)
+	l.owed.Add(int64(req.left.Bytes()) - int64(owed))
+	if last && !req.left.Empty() {
+		err = fmt.Errorf("%w: an answer that leaves out what was asked", transport.ErrDamaged)
+		for _, run := range runs {
+			f.giveBack(req.src, []page.Range{run.Range()})
 		}
-		delete(l.reqs, p.ID)
+		return err
+	}
+	if last {
+		delete(l.reqs, l.pages.ID)
 	}
 	return nil
 }

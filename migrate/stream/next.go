@@ -36,8 +36,7 @@ func (f *Fetcher) take(n int) (src *pagestore.Source, rs []page.Range) {
 		fl := f.flightOf(p.src)
 		i := p.src.NextWanted(p.First, p.End)
 		if i < p.End && fl.out.AtomicGet(i) {
-			i = fl.out.NextClear(i)
-			p.First = min(i, p.End)
+			p.First = fl.out.NextClear(i, p.End)
 			continue
 		}
 		p.First = i

@@ -235,6 +235,9 @@ func (l *Limits) place(piece int) (float64, error) {
 		return 0, err
 	}
 	defer func() { _ = unix.Munmap(dst) }()
+	if err := back(l.bytes + backMargin); err != nil {
+		return 0, err
+	}
 	to := addr(dst)
 	if _, err := sys.UffdRegister(fd, to, uint64(len(dst)), sys.UffdioRegisterModeMissing); err != nil {
 		return 0, err

@@ -192,6 +192,7 @@ func (m *meter) touch() string {
 // move is Stage.Move that must work.
 func (m *meter) move(s *Stage, g *Guest, mode string) Hop {
 	m.Helper()
+	m.must(g.Back())
 	h, err := s.Move(m.ctx, g, mode)
 	m.must(err)
 	return h

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pageferry/pageferry/internal/sys"
 	"github.com/pageferry/pageferry/transport"
 )
 
@@ -24,6 +25,11 @@ type sock struct {
 	sent, rcvd   atomic.Uint64
 	ioErr        atomic.Pointer[error] // the first error of the connection itself
 	local, other net.Addr
+
+	// soon: data is waited for at first without telling the scheduler. ready is
+	// the reader's own.
+	soon  bool
+	ready [1]unix.PollFd
 
 	mu     sync.Mutex
 	users  int // calls that use fd; the last one closes it after Close
@@ -101,6 +107,7 @@ func (s *sock) tune(kind transport.Kind, cfg *Config) error {
 			return fmt.Errorf("tcp: socket option %d of level %d: %w", o.opt, o.level, err)
 		}
 	}
+	s.soon = kind == transport.Urgent
 	if kind != transport.Bulk {
 		// Ahead of the bulk lanes in the queue of this host's interface. Most
 		// queues ignore it, and the lane works without.
@@ -180,7 +187,7 @@ func (s *sock) Read(p []byte) (int, error) {
 	}
 	defer s.leave()
 	for {
-		n, err := unix.Read(s.fd, p)
+		n, err := s.read(p)
 		switch {
 		case err == unix.EINTR:
 		case err != nil:
@@ -192,6 +199,35 @@ func (s *sock) Read(p []byte) (int, error) {
 			return n, nil
 		}
 	}
+}
+
+// soonLimit is how long an urgent lane waits without telling the scheduler.
+const soonLimit = 2 * time.Millisecond
+
+func (s *sock) read(p []byte) (int, error) {
+	if !s.soon {
+		return unix.Read(s.fd, p)
+	}
+	n, err := sys.ReadNow(s.fd, p)
+	if err != unix.EAGAIN {
+		return n, err
+	}
+	s.ready[0] = unix.PollFd{Fd: int32(s.fd), Events: unix.POLLIN}
+	if n, err := sys.AwaitReady(s.ready[:], soonLimit); n == 0 && err == nil {
+		return unix.Read(s.fd, p)
+	}
+	if n, err = sys.ReadNow(s.fd, p); err == unix.EAGAIN {
+		err = unix.EINTR // again
+	}
+	return n, err
+}
+
+func (s *sock) write(bufs [][]byte) (int, error) {
+	n, err := sys.WriteNow(s.fd, bufs)
+	if err == unix.EAGAIN {
+		n, err = unix.Writev(s.fd, bufs)
+	}
+	return n, err
 }
 
 // ReadFull lets the kernel gather all of p before it wakes the thread.
@@ -226,7 +262,7 @@ func (s *sock) WriteBatch(bufs [][]byte) error {
 	}
 	defer s.leave()
 	for len(bufs) > 0 {
-		n, err := unix.Writev(s.fd, bufs[:min(len(bufs), maxGather)])
+		n, err := s.write(bufs[:min(len(bufs), maxGather)])
 		if err == unix.EINTR {
 			continue
 		}
