@@ -6,56 +6,137 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/pageferry/pageferry/page"
 )
 
-// Back touches as much free memory as g has, and frees it again. A virtual
-// machine's free memory may not be there at all: its host takes it back (free
-// page reporting) and gives it out when it is touched, which can cost several
-// times what a page fault does. What is measured after this is the kernel and
-// not the hypervisor: the pages freed last are given out first.
-func (g *Guest) Back() error {
+// Backing is memory that was touched and is freed as a guest that arrives needs
+// some. A virtual machine's free memory may not be there at all: its host takes
+// it back (free page reporting) and gives it out when it is touched, which can
+// cost several times what a page fault does. What is measured over a backing is
+// the kernel and not the hypervisor: pages freed last are given out first. It is
+// not freed all at once because the more is free, the sooner the host takes it.
+type Backing struct {
+	chunks [][]byte
+	stop   chan struct{}
+	done   sync.WaitGroup
+	err    error
+}
+
+const (
+	backChunk = 128 << 20
+	// backAhead is how much is free and not yet used; page tables, buffers and
+	// the pager need some too.
+	backAhead = 384 << 20
+	// backLook is how often it is looked how much is used, at most 60 us each.
+	backLook = 10 * time.Millisecond
+)
+
+// Back touches as much free memory as g has and begins to free it. Release ends
+// that.
+func (g *Guest) Back() (*Backing, error) {
 	b, err := os.ReadFile(filepath.Join(g.Host.Root(), "proc", strconv.Itoa(g.PID), "statm"))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	f := strings.Fields(string(b))
 	if len(f) < 2 {
-		return fmt.Errorf("statm of process %d: %q", g.PID, b)
+		return nil, fmt.Errorf("statm of process %d: %q", g.PID, b)
 	}
 	resident, err := strconv.Atoi(f[1])
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return back(resident*page.Size + backMargin)
+	return back(resident*page.Size + backAhead)
 }
 
-// backMargin is for page tables, buffers and the pager.
-const backMargin = 256 << 20
-
-func back(bytes int) error {
+func back(bytes int) (*Backing, error) {
+	b := &Backing{stop: make(chan struct{})}
 	text, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if free, ok := kib(text, "MemAvailable"); ok {
 		bytes = min(bytes, int(free)/2) // the guest that arrives needs some too
 	}
-	m, err := unix.Mmap(-1, 0, bytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
-	if err != nil {
-		return fmt.Errorf("touch %d bytes of free memory: %w", bytes, err)
+	for ; bytes > 0; bytes -= backChunk {
+		m, err := unix.Mmap(-1, 0, backChunk, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+		if err == nil {
+			b.chunks = append(b.chunks, m)
+			_ = unix.Madvise(m, unix.MADV_NOHUGEPAGE) // single pages, as they are placed
+			err = unix.Madvise(m, unix.MADV_POPULATE_WRITE)
+		}
+		if err != nil {
+			close(b.stop)
+			_ = b.Release()
+			return nil, fmt.Errorf("touch free memory: %w", err)
+		}
 	}
-	// In single pages, as they are placed.
-	_ = unix.Madvise(m, unix.MADV_NOHUGEPAGE)
-	err = unix.Madvise(m, unix.MADV_POPULATE_WRITE)
-	if merr := unix.Munmap(m); err == nil {
-		err = merr
-	}
+	before, err := anonymous()
 	if err != nil {
-		return fmt.Errorf("touch %d bytes of free memory: %w", bytes, err)
+		_ = b.Release()
+		return nil, err
+	}
+	b.done.Go(func() { b.err = b.follow(before) })
+	return b, nil
+}
+
+// follow frees chunks so that backAhead is free.
+func (b *Backing) follow(before int) error {
+	tick := time.NewTicker(backLook)
+	defer tick.Stop()
+	freed := 0
+	for len(b.chunks) > 0 {
+		now, err := anonymous()
+		if err != nil {
+			return err
+		}
+		for used := now - before + freed; len(b.chunks) > 0 && freed-used < backAhead; freed += backChunk {
+			if err := unix.Munmap(b.chunks[0]); err != nil {
+				return err
+			}
+			b.chunks = b.chunks[1:]
+		}
+		select {
+		case <-tick.C:
+		case <-b.stop:
+			return nil
+		}
 	}
 	return nil
+}
+
+// Release frees what is left.
+func (b *Backing) Release() error {
+	select {
+	case <-b.stop:
+	default:
+		close(b.stop)
+	}
+	b.done.Wait()
+	err := b.err
+	for _, m := range b.chunks {
+		if e := unix.Munmap(m); err == nil {
+			err = e
+		}
+	}
+	b.chunks = nil
+	return err
+}
+
+// anonymous is how much of all memory is that of programs.
+func anonymous() (int, error) {
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0, err
+	}
+	n, ok := kib(text, "AnonPages")
+	if !ok {
+		return 0, fmt.Errorf("no AnonPages in /proc/meminfo")
+	}
+	return int(n), nil
 }

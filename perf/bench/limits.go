@@ -235,9 +235,11 @@ func (l *Limits) place(piece int) (float64, error) {
 		return 0, err
 	}
 	defer func() { _ = unix.Munmap(dst) }()
-	if err := back(l.bytes + backMargin); err != nil {
+	backing, err := back(l.bytes + backAhead)
+	if err != nil {
 		return 0, err
 	}
+	defer backing.Release()
 	to := addr(dst)
 	if _, err := sys.UffdRegister(fd, to, uint64(len(dst)), sys.UffdioRegisterModeMissing); err != nil {
 		return 0, err

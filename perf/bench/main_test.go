@@ -192,9 +192,11 @@ func (m *meter) touch() string {
 // move is Stage.Move that must work.
 func (m *meter) move(s *Stage, g *Guest, mode string) Hop {
 	m.Helper()
-	m.must(g.Back())
+	b, err := g.Back()
+	m.must(err)
 	h, err := s.Move(m.ctx, g, mode)
 	m.must(err)
+	m.must(b.Release())
 	return h
 }
 

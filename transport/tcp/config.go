@@ -55,7 +55,7 @@ type Config struct {
 
 const (
 	defaultTimeout    = 10 * time.Second
-	defaultBulkBuffer = 256 << 10
+	defaultBulkBuffer = 1 << 20
 )
 
 func (c *Config) ensureDefaults() {
