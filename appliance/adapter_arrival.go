@@ -106,12 +106,15 @@ func (a *arrival) Rebuild(ctx context.Context, st migrate.State, all bool) error
 	if err != nil {
 		return err
 	}
-	mem := make([]image.Memory, len(st.Memory))
-	for i, m := range st.Memory {
-		mem[i] = image.Memory{Space: m.Space, Lazy: m.Lazy, Eager: m.Eager, Hot: m.Hot}
+	var rest restore.Rest
+	if st.Rest != nil {
+		rest = func(ctx context.Context) ([]image.Memory, error) {
+			mem, err := st.Rest(ctx)
+			return imageMemory(mem), err
+		}
 	}
 	decoded := time.Now()
-	if err := a.skeleton.Rebuild(ctx, img, mem, trap{a, all}); err != nil {
+	if err := a.skeleton.RebuildWith(ctx, img, imageMemory(st.Memory), rest, trap{a, all}); err != nil {
 		return err
 	}
 	rebuilt := time.Now()
@@ -125,6 +128,13 @@ func (a *arrival) Rebuild(ctx context.Context, st migrate.State, all bool) error
 	a.log.Debug("rebuilt", "decode", decoded.Sub(begin), "rebuild", rebuilt.Sub(decoded), "pages", filled.Sub(rebuilt),
 		"park", time.Since(filled))
 	return err
+}
+
+func imageMemory(in []migrate.Memory) (out []image.Memory) {
+	for _, m := range in {
+		out = append(out, image.Memory{Space: m.Space, Lazy: m.Lazy, Eager: m.Eager, Hot: m.Hot, Guards: m.Guards})
+	}
+	return out
 }
 
 // trap is the pager as the skeleton sees it.

@@ -118,7 +118,7 @@ func (p *process) Freeze(ctx context.Context) (migrate.State, error) {
 		return migrate.State{}, gone(err)
 	}
 	frozen := time.Now()
-	img, mem, err := p.s.Capture(ctx)
+	img, mem, rest, err := p.s.CaptureState(ctx)
 	if err != nil {
 		return migrate.State{}, p.runOn(ctx, gone(err))
 	}
@@ -127,10 +127,12 @@ func (p *process) Freeze(ctx context.Context) (migrate.State, error) {
 	if err != nil {
 		return migrate.State{}, p.runOn(ctx, err)
 	}
-	st := migrate.State{Image: b}
-	for _, m := range mem {
-		st.Memory = append(st.Memory, migrate.Memory{Space: m.Space, Lazy: m.Lazy, Eager: m.Eager, Hot: m.Hot})
-	}
+	st := migrate.State{Image: b, Memory: memoryMap(mem), Rest: func(context.Context) ([]migrate.Memory, error) {
+		begin := time.Now()
+		mem, err := rest()
+		p.log.Debug("page tables walked", "pid", p.pid, "waited", time.Since(begin))
+		return memoryMap(mem), gone(err)
+	}}
 	p.tcp = make(chan *fds.TCP, 1)
 	go func() {
 		t, err := fds.FindTCP(p.pid)
@@ -142,6 +144,13 @@ func (p *process) Freeze(ctx context.Context) (migrate.State, error) {
 	p.log.Debug("frozen and captured", "pid", p.pid, "freeze", frozen.Sub(begin), "capture", captured.Sub(frozen),
 		"encode", time.Since(captured), "image_bytes", len(b))
 	return st, nil
+}
+
+func memoryMap(in []image.Memory) (out []migrate.Memory) {
+	for _, m := range in {
+		out = append(out, migrate.Memory{Space: m.Space, Lazy: m.Lazy, Eager: m.Eager, Hot: m.Hot, Guards: m.Guards})
+	}
+	return out
 }
 
 // runOn lets the process go on after a capture that failed with err.

@@ -187,7 +187,10 @@ type fakeArrival struct {
 }
 
 func (a *fakeArrival) LaneKey() []byte { return make([]byte, 32) }
-func (a *fakeArrival) Rebuild(ctx context.Context, _ migrate.State, all bool) error {
+func (a *fakeArrival) Rebuild(ctx context.Context, st migrate.State, all bool) error {
+	if _, err := st.Rest(ctx); err != nil {
+		return err
+	}
 	if all {
 		return a.e.step(ctx, "rebuild-all")
 	}

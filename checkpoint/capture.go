@@ -36,69 +36,97 @@ func (c *capture) refuse(format string, a ...any) {
 	c.refusals = append(c.refusals, fmt.Sprintf(format, a...))
 }
 
-// Capture takes the state of a frozen process. When it returns, registers and
-// masks are the program's own again, whatever the outcome; the threads stay
-// stopped. A *RefusedError or *fds.RefusedError names what cannot be carried.
+// Capture is CaptureState with the rest joined to what it returned.
 func (s *Session) Capture(ctx context.Context) (*image.Image, []image.Memory, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	img, mem, err := s.capture(ctx)
+	img, mem, rest, err := s.CaptureState(ctx)
 	if err != nil {
-		return nil, nil, &Error{"capture", s.pid, err}
-	}
-	return img, mem, nil
-}
-
-func (s *Session) capture(ctx context.Context) (*image.Image, []image.Memory, error) {
-	if err := s.usable(); err != nil {
 		return nil, nil, err
 	}
+	more, err := rest()
+	if err != nil {
+		return nil, nil, err
+	}
+	return img, image.Join(mem, more), nil
+}
+
+// Rest waits for the part of the map of memory that takes time for each GiB. The
+// process must stand still until it has returned. Call it once.
+type Rest func() ([]image.Memory, error)
+
+// CaptureState takes the state of a frozen process. When it returns, registers and
+// masks are the program's own again, whatever the outcome; the threads stay
+// stopped. Of the memory it returns what is outside ordinary anonymous mappings,
+// whose page tables are still being walked: rest has those. A *RefusedError or
+// *fds.RefusedError names what cannot be carried.
+func (s *Session) CaptureState(ctx context.Context) (*image.Image, []image.Memory, Rest, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	img, mem, rest, err := s.capture(ctx)
+	if err != nil {
+		return nil, nil, nil, &Error{"capture", s.pid, err}
+	}
+	return img, mem, rest, nil
+}
+
+func (s *Session) capture(ctx context.Context) (_ *image.Image, _ []image.Memory, _ Rest, err error) {
+	if err := s.usable(); err != nil {
+		return nil, nil, nil, err
+	}
 	if len(s.threads) == 0 {
-		return nil, nil, fmt.Errorf("%w: not frozen", ErrState)
+		return nil, nil, nil, fmt.Errorf("%w: not frozen", ErrState)
 	}
 	if s.isolated {
 		if err := errors.Join(s.alone(), s.childless()); err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 	}
 	img := &image.Image{Created: time.Now(), Processes: make([]image.Process, 1)}
 	c := &capture{s: s, img: img, p: &img.Processes[0]}
-	var err error
 	if c.maps, err = s.survey.mappings(); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	// The page tables are walked while the threads make their calls.
-	scan := startScan(s.pid, c.maps)
-	if err := c.state(); err != nil {
-		_, _ = scan.wait()
-		return nil, nil, err
+	// The page tables are walked while the threads make their calls, those of
+	// anonymous memory last.
+	few, most := startScan(s.pid, c.maps)
+	defer func() {
+		if err != nil {
+			_, _ = most.wait()
+		}
+	}()
+	err = c.state()
+	content, serr := few.wait()
+	if err = errors.Join(err, serr); err != nil {
+		return nil, nil, nil, err
 	}
-	content, err := scan.wait()
-	if err != nil {
-		return nil, nil, err
-	}
-	if err := c.mappings(content.guards); err != nil {
-		return nil, nil, err
+	if err := c.mappings(); err != nil {
+		return nil, nil, nil, err
 	}
 	if len(c.refusals) > 0 {
-		return nil, nil, &RefusedError{s.pid, c.refusals}
+		return nil, nil, nil, &RefusedError{s.pid, c.refusals}
 	}
 	err = fds.Capture(ctx, &fds.CaptureContext{
 		HostPID: s.pid, PIDFD: s.pidfd, Image: img, Process: c.p, Memories: c.objects,
 		TCPClose: s.opt.TCPClose, Addresses: s.opt.Addresses, Log: s.log,
 	})
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	mem, err := c.memory(content.own)
+	mem, err := c.memory(content)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	if len(c.refusals) > 0 {
-		return nil, nil, &RefusedError{s.pid, c.refusals}
+		return nil, nil, nil, &RefusedError{s.pid, c.refusals}
 	}
 	c.takeSignals()
-	return img, []image.Memory{mem}, nil
+	rest := func() ([]image.Memory, error) {
+		content, err := most.wait()
+		if err != nil {
+			return nil, &Error{"walk the page tables of", s.pid, err}
+		}
+		return []image.Memory{c.anonymous(content)}, nil
+	}
+	return img, []image.Memory{mem}, rest, nil
 }
 
 // state fills in what threads and process say of themselves.

@@ -16,19 +16,15 @@ import (
 )
 
 // mappings fills in the VMAs and the shared memory objects behind them.
-func (c *capture) mappings(guards []page.Range) error {
+func (c *capture) mappings() error {
 	c.objects = map[fds.FileKey]int{}
 	c.p.VMAs = make([]image.VMA, 0, len(c.maps))
-	set := page.NewSet(guards...)
 	for i := range c.maps {
 		m := &c.maps[i]
 		v := image.VMA{Range: m.Range, Prot: m.Prot, Shared: m.Shared, Offset: m.Offset, Path: m.Name,
 			Deleted: m.Deleted, Memory: -1, Flags: m.Flags}
 		if err := c.classify(m, &v); err != nil {
 			return err
-		}
-		if v.Kind == image.VMAAnon {
-			v.Guards = set.Intersect(v.Range)
 		}
 		c.p.VMAs = append(c.p.VMAs, v)
 	}

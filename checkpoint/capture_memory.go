@@ -12,9 +12,32 @@ import (
 const maxUnmapped = 64 << 20
 
 // memory sorts the pages with content into those that may come later, those that
-// must not, and those that are needed at once. own are the process's own pages.
-func (c *capture) memory(own []page.Range) (image.Memory, error) {
-	var lazy, eager []page.Range
+// must not, and those that are needed at once. found is what is outside anonymous
+// mappings.
+func (c *capture) memory(found content) (image.Memory, error) {
+	lazy, eager := c.sort(found.own)
+	lazy = append(lazy, c.orphans...)
+	for i := range c.img.Memories {
+		if i >= len(c.data) {
+			break // only descriptors hold those: checkpoint/fds carries them
+		}
+		l, e, err := c.shared(i)
+		if err != nil {
+			return image.Memory{}, err
+		}
+		lazy, eager = append(lazy, l...), append(eager, e...)
+	}
+	return c.settled(lazy, eager, found.guards), nil
+}
+
+// anonymous is that for what is in anonymous mappings.
+func (c *capture) anonymous(found content) image.Memory {
+	lazy, eager := c.sort(found.own)
+	return c.settled(lazy, eager, found.guards)
+}
+
+// sort goes by the mappings that pages lie in.
+func (c *capture) sort(own []page.Range) (lazy, eager []page.Range) {
 	vmas := c.p.VMAs
 	i := 0
 	for _, r := range own {
@@ -34,24 +57,30 @@ func (c *capture) memory(own []page.Range) (image.Memory, error) {
 			}
 		}
 	}
-	lazy = append(lazy, c.orphans...)
-	for i := range c.img.Memories {
-		if i >= len(c.data) {
-			break // only descriptors hold those: checkpoint/fds carries them
-		}
-		l, e, err := c.shared(i)
-		if err != nil {
-			return image.Memory{}, err
-		}
-		lazy, eager = append(lazy, l...), append(eager, e...)
-	}
+	return lazy, eager
+}
+
+// settled makes pages eager that the end of a thread needs, and finds the hot
+// ones.
+func (c *capture) settled(lazy, eager, guards []page.Range) image.Memory {
 	m := image.Memory{Lazy: page.NewSet(lazy...)}
 	for _, r := range c.atExit() {
 		eager = append(eager, m.Lazy.Remove(r)...)
 	}
 	m.Eager = page.NewSet(eager...)
 	m.Hot = c.hot(&m.Lazy)
-	return m, nil
+	if len(guards) == 0 {
+		return m
+	}
+	var inside []page.Range
+	set := page.NewSet(guards...)
+	for i := range c.p.VMAs {
+		if v := &c.p.VMAs[i]; v.Kind == image.VMAAnon {
+			inside = append(inside, set.Intersect(v.Range)...)
+		}
+	}
+	m.Guards = page.NewSet(inside...)
+	return m
 }
 
 // shared finds the pages by which the content of object i can be read and put

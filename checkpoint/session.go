@@ -55,6 +55,7 @@ type Session struct {
 	stopped  bool      // by a stop signal, before the freeze
 	stopSig  unix.Signal
 	survey   *survey
+	vdso     page.Range
 	signals  *signalSets // what the image has of them; nil before Capture
 }
 

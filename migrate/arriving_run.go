@@ -56,9 +56,17 @@ func (a *arriving) rebuild(ctx context.Context, c *control) error {
 	if err != nil {
 		return err
 	}
-	st := State{Image: r.blobs[0], Memory: mem}
+	rest := make(chan []Memory, 1)
+	st := State{Image: r.blobs[0], Memory: mem, Rest: func(ctx context.Context) ([]Memory, error) {
+		select {
+		case m := <-rest:
+			return m, nil
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}}
 	begun := time.Now()
-	if err := a.whileListening(ctx, c, func(ctx context.Context) error {
+	if err := a.whileListening(ctx, c, rest, func(ctx context.Context) error {
 		return a.engine("rebuild", func() error { return a.arrival.Rebuild(ctx, st, a.rec.Mode == ModeStop) })
 	}); err != nil {
 		return err
@@ -73,9 +81,9 @@ func (a *arriving) rebuild(ctx context.Context, c *control) error {
 	return a.d.send(c, readyMsg{RebuildMicros: uint64(took.Microseconds())})
 }
 
-// whileListening runs f, reports how far the pages are, and cancels f when the
-// source aborts.
-func (a *arriving) whileListening(ctx context.Context, c *control, f func(context.Context) error) error {
+// whileListening runs f, passes the rest of the memory map on to it, reports how
+// far the pages are, and cancels f when the source aborts.
+func (a *arriving) whileListening(ctx context.Context, c *control, rest chan<- []Memory, f func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	done := make(chan struct{})
@@ -98,8 +106,20 @@ func (a *arriving) whileListening(ctx context.Context, c *control, f func(contex
 			_ = c.send(progressMsg{Stats: st.onAir()}) // a lost connection ends ctx
 		case r := <-in:
 			why := fmt.Errorf("%w: %v while rebuilding", ErrProtocol, r.msg.kind())
-			if m, ok := r.msg.(*abortMsg); ok {
+			switch m := r.msg.(type) {
+			case *abortMsg:
 				why = fmt.Errorf("aborted by the source: %s", m.Reason)
+			case *memoryMsg:
+				if rest == nil {
+					break // it came already
+				}
+				a.d.kill("recv/memory")
+				var mem []Memory
+				if mem, why = decodeMemory(r.blobs[0]); why == nil {
+					rest <- mem // has room for it
+					rest = nil
+					continue
+				}
 			}
 			cancel(why)
 			<-done

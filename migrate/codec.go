@@ -85,6 +85,8 @@ func blobLimits(k kind) []uint64 {
 	switch k {
 	case kindState:
 		return []uint64{maxImage, maxMemory}
+	case kindMemory:
+		return []uint64{maxMemory}
 	case kindOffer, kindRefuse:
 		return []uint64{maxSpill} // only where the body is null
 	}
@@ -134,9 +136,10 @@ func decodeEnvelope(meta []byte) (envelope, error) {
 		return env, fmt.Errorf("%w: unknown message %v", ErrProtocol, env.Kind)
 	}
 	limits, want := blobLimits(env.Kind), 0
-	if env.Kind == kindState {
+	switch {
+	case env.Kind == kindState:
 		want = 2
-	} else if env.spilled() {
+	case env.Kind == kindMemory, env.spilled():
 		want = 1
 	}
 	if len(env.Blobs) != want || want > len(limits) {

@@ -72,7 +72,7 @@ func TestMessages(t *testing.T) {
 			t.Errorf("sent %+v\nreceived %+v", m, got)
 		}
 	}
-	seen := map[kind]bool{kindState: true}
+	seen := map[kind]bool{kindState: true, kindMemory: true}
 	for _, m := range everyMessage() {
 		seen[m.kind()] = true
 	}
@@ -96,13 +96,20 @@ func TestState(t *testing.T) {
 			t.Fatal(err)
 		}
 		sent := make(chan error, 1)
-		go func() { sent <- a.send(stateMsg{}, image, mem) }()
+		go func() { sent <- errors.Join(a.send(stateMsg{}, image, mem), a.send(memoryMsg{}, mem)) }()
 		r, err := b.recvIn(t.Context(), 20*time.Second, "state")
+		if err != nil {
+			t.Fatal(err)
+		}
+		rest, err := b.recvIn(t.Context(), 20*time.Second, "memory")
 		if err != nil {
 			t.Fatal(err)
 		}
 		if err := <-sent; err != nil {
 			t.Fatal(err)
+		}
+		if _, ok := rest.msg.(*memoryMsg); !ok || len(rest.blobs) != 1 || !bytes.Equal(rest.blobs[0], mem) {
+			t.Errorf("the rest of the map arrived as %v", rest)
 		}
 		if !bytes.Equal(r.blobs[0], image) || !bytes.Equal(r.blobs[1], mem) {
 			t.Errorf("image of %d bytes arrived as %d", n, len(r.blobs[0]))
@@ -163,6 +170,7 @@ func TestBadFrames(t *testing.T) {
 		"bad intent":        {{Type: wire.TypeMessage, Meta: envOf(kindResume, map[int]any{1: make([]byte, 16), 2: 77, 3: false, 4: ""})}},
 		"bad state":         {{Type: wire.TypeMessage, Meta: envOf(kindResumeAck, map[int]any{2: 99})}},
 		"unasked blobs":     {{Type: wire.TypeMessage, Meta: envOf(kindDone, struct{}{}, blobInfo{Bytes: 4})}},
+		"memory of no blob": {{Type: wire.TypeMessage, Meta: envOf(kindMemory, struct{}{})}},
 		"state of one blob": {{Type: wire.TypeMessage, Meta: envOf(kindState, struct{}{}, blobInfo{Bytes: 4})}},
 		"image too large":   {{Type: wire.TypeMessage, Meta: envOf(kindState, struct{}{}, blobInfo{Bytes: maxImage + 1}, blobInfo{})}},
 		"wrong piece sum": {{Type: wire.TypeMessage, Meta: envOf(kindState, struct{}{}, blobInfo{Bytes: 4}, blobInfo{})},
@@ -266,7 +274,7 @@ func TestMemoryMap(t *testing.T) {
 		var ms []Memory
 		for space := range rng.IntN(3) {
 			m := Memory{Space: page.Space(space)}
-			for _, s := range []*page.Set{&m.Lazy, &m.Eager, &m.Hot} {
+			for _, s := range m.sets() {
 				for range rng.IntN(50) {
 					start := page.Num(rng.Uint64N(1 << 35)).Addr()
 					s.Add(page.Range{Start: start, End: start + page.Addr(1+rng.IntN(100))*page.Size})

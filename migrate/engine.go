@@ -15,6 +15,13 @@ type Memory struct {
 	Lazy  page.Set // may arrive after the process runs
 	Eager page.Set // must be in place before it runs
 	Hot   page.Set // part of Lazy, touched at once
+	// Guards are where an access is a fault of the program.
+	Guards page.Set
+}
+
+// sets are all of them, in the order of the wire.
+func (m *Memory) sets() []*page.Set {
+	return []*page.Set{&m.Lazy, &m.Eager, &m.Hot, &m.Guards}
 }
 
 // State is the process at the freeze: an opaque image (checkpoint/image.Encode)
@@ -22,6 +29,11 @@ type Memory struct {
 type State struct {
 	Image  []byte
 	Memory []Memory
+	// Rest waits for the part of the map of memory that is not in Memory: finding
+	// it takes time for each GiB, in which the destination can begin. Nil where
+	// there is none. It is called once, with the process as Freeze left it. At the
+	// destination it is always there, and Arrival.Rebuild must call it.
+	Rest func(context.Context) ([]Memory, error)
 }
 
 // ErrGone: the process, or what was left of a migration, does not exist any

@@ -11,9 +11,9 @@ import "slices"
 func SourceKillPoints() []string {
 	return killPoints("source/",
 		[]string{"preparing", "committed", "serving", "resident", "aborted", "in-doubt", "lost", "remove"},
-		[]string{"offer", "state", "commit", "done", "abort", "resume"},
+		[]string{"offer", "state", "memory", "commit", "done", "abort", "resume"},
 		[]string{"hello", "accept", "refuse", "ready", "running", "resident", "settled", "aborted", "resume-ack", "retry", "lost"},
-		[]string{"open", "isolate", "freeze", "hold", "before-commit", "at-switch", "reopen", "thaw", "source-exit", "kill"},
+		[]string{"open", "isolate", "freeze", "scan", "hold", "before-commit", "at-switch", "reopen", "thaw", "source-exit", "kill"},
 		"source/dial/before", "source/dial/after")
 }
 
@@ -22,7 +22,7 @@ func DestinationKillPoints() []string {
 	return killPoints("destination/",
 		[]string{"prepared", "ready", "committed", "running", "resident", "aborted", "lost", "remove"},
 		[]string{"hello", "accept", "refuse", "ready", "running", "resident", "settled", "aborted", "resume-ack", "retry", "lost"},
-		[]string{"hello", "offer", "state", "commit", "done", "abort", "resume"},
+		[]string{"hello", "offer", "state", "memory", "commit", "done", "abort", "resume"},
 		[]string{"prepare", "rebuild", "release", "fetch", "resident", "epoch", "adopt", "finish", "abort"})
 }
 

@@ -8,9 +8,9 @@ import (
 )
 
 // The memory map on the wire: a version byte, the number of spaces, and for
-// each its number and its sets Lazy, Eager and Hot. A set is the number of its
-// ranges, and for each the gap since the end of the one before and its length,
-// in pages. All numbers are unsigned varints, so that a range takes two to four
+// each its number and its sets Lazy, Eager, Hot and Guards. A set is the number
+// of its ranges, and for each the gap since the end of the one before and its
+// length, in pages. All numbers are unsigned varints, so that a range takes two to four
 // bytes: a fragmented process has hundreds of thousands of them.
 const memoryVersion = 1
 
@@ -25,7 +25,7 @@ func encodeMemory(ms []Memory) ([]byte, error) {
 	b = binary.AppendUvarint(b, uint64(len(ms)))
 	for i := range ms {
 		b = binary.AppendUvarint(b, uint64(ms[i].Space))
-		for _, s := range []*page.Set{&ms[i].Lazy, &ms[i].Eager, &ms[i].Hot} {
+		for _, s := range ms[i].sets() {
 			b = binary.AppendUvarint(b, uint64(s.Len()))
 			var at page.Num
 			for _, r := range s.Ranges() {
@@ -75,7 +75,7 @@ func decodeMemory(b []byte) ([]Memory, error) {
 			return nil, fmt.Errorf("%w: memory map of space %d", ErrProtocol, space)
 		}
 		m := Memory{Space: page.Space(space)}
-		for _, s := range []*page.Set{&m.Lazy, &m.Eager, &m.Hot} {
+		for _, s := range m.sets() {
 			if err := v.set(s); err != nil {
 				return nil, err
 			}

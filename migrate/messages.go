@@ -33,6 +33,7 @@ const (
 	kindPong      kind = 18
 	kindLost      kind = 19 // destination: it ran here and is no more
 	kindRetry     kind = 20 // destination: cannot say now; ask again
+	kindMemory    kind = 21 // source: the rest of the memory map follows as a blob
 )
 
 var kindNames = map[kind]string{
@@ -40,7 +41,7 @@ var kindNames = map[kind]string{
 	kindReady: "ready", kindCommit: "commit", kindRunning: "running", kindProgress: "progress",
 	kindResident: "resident", kindDone: "done", kindSettled: "settled", kindAbort: "abort", kindAborted: "aborted",
 	kindResume: "resume", kindResumeAck: "resume-ack", kindPing: "ping", kindPong: "pong", kindLost: "lost",
-	kindRetry: "retry",
+	kindRetry: "retry", kindMemory: "memory",
 }
 
 func (k kind) String() string {
@@ -83,8 +84,11 @@ type refuseMsg struct {
 	Reasons []string `cbor:"1,keyasint"`
 }
 
-// stateMsg announces two blobs: the image and the memory map.
+// stateMsg announces two blobs: the image and what is known of the memory map.
 type stateMsg struct{}
+
+// memoryMsg announces one: the rest of it. It follows every STATE.
+type memoryMsg struct{}
 
 type readyMsg struct {
 	RebuildMicros uint64     `cbor:"1,keyasint"`
@@ -192,6 +196,7 @@ func (offerMsg) kind() kind     { return kindOffer }
 func (acceptMsg) kind() kind    { return kindAccept }
 func (refuseMsg) kind() kind    { return kindRefuse }
 func (stateMsg) kind() kind     { return kindState }
+func (memoryMsg) kind() kind    { return kindMemory }
 func (readyMsg) kind() kind     { return kindReady }
 func (commitMsg) kind() kind    { return kindCommit }
 func (runningMsg) kind() kind   { return kindRunning }
@@ -261,6 +266,7 @@ func (m runningMsg) check() error {
 }
 
 func (stateMsg) check() error    { return nil }
+func (memoryMsg) check() error   { return nil }
 func (readyMsg) check() error    { return nil }
 func (commitMsg) check() error   { return nil }
 func (progressMsg) check() error { return nil }
@@ -287,6 +293,8 @@ func newMessage(k kind) message {
 		return new(refuseMsg)
 	case kindState:
 		return new(stateMsg)
+	case kindMemory:
+		return new(memoryMsg)
 	case kindReady:
 		return new(readyMsg)
 	case kindCommit:

@@ -42,7 +42,14 @@ func (p *fakeProcess) Freeze(ctx context.Context) (st State, err error) {
 	}
 	err = p.op("capture", func(w *world) error {
 		st.Image = fmt.Appendf(nil, "%d", w.srcRan)
-		st.Memory = []Memory{{Lazy: page.NewSet(page.Range{Start: 0x1000, End: 0x5000})}}
+		st.Memory = []Memory{{Lazy: page.NewSet(page.Range{Start: 0x1000, End: 0x3000})}}
+		st.Rest = func(ctx context.Context) (rest []Memory, err error) {
+			if err := p.l.work(ctx, time.Millisecond); err != nil {
+				return nil, err
+			}
+			return []Memory{{Lazy: page.NewSet(page.Range{Start: 0x3000, End: 0x5000})}},
+				p.op("scan", func(*world) error { return nil })
+		}
 		return nil
 	})
 	if err != nil {
@@ -211,12 +218,16 @@ func (a *fakeArrival) Rebuild(ctx context.Context, st State, all bool) error {
 	if err := a.l.work(ctx, 3*time.Millisecond); err != nil {
 		return err
 	}
-	err := a.op("rebuild", func(w *world) error {
+	rest, err := st.Rest(ctx)
+	if err != nil {
+		return err
+	}
+	err = a.op("rebuild", func(w *world) error {
 		var of int
 		if _, err := fmt.Sscan(string(st.Image), &of); err != nil {
 			w.violate("image %q", st.Image)
 		}
-		w.dstOf, w.missing = of, int(st.Memory[0].Lazy.Pages())
+		w.dstOf, w.missing = of, int(st.Memory[0].Lazy.Pages()+rest[0].Lazy.Pages())
 		return nil
 	})
 	if err != nil {

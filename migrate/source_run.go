@@ -90,7 +90,7 @@ func (s *Source) handover(ctx context.Context) (*control, error) {
 	if err := s.enter(SourceFrozen); err != nil {
 		return c, err
 	}
-	if err := s.sendState(c, st); err != nil {
+	if err := s.sendState(ctx, c, st); err != nil {
 		return c, err
 	}
 	if err := s.awaitReady(ctx, c); err != nil {
@@ -193,21 +193,36 @@ func (s *Source) offer(ctx context.Context, c *control) (*acceptMsg, error) {
 	return nil, unexpected(r.msg, "accept or refuse")
 }
 
-func (s *Source) sendState(c *control, st State) error {
-	mem, err := encodeMemory(st.Memory)
-	if err != nil {
+// sendState sends image and memory map, the map as it becomes known.
+func (s *Source) sendState(ctx context.Context, c *control, st State) error {
+	s.res.BytesImage = uint64(len(st.Image))
+	if err := s.sendMemory(c, stateMsg{}, st.Memory, st.Image); err != nil {
 		return err
 	}
-	for i := range st.Memory {
-		m := &st.Memory[i]
-		s.res.PagesTotal += m.Lazy.Pages() + m.Eager.Pages()
+	var rest []Memory
+	if st.Rest != nil {
+		err := s.engine("scan", func() (err error) { rest, err = st.Rest(ctx); return err })
+		if err != nil {
+			return err
+		}
 	}
-	s.res.BytesImage = uint64(len(st.Image))
-	if err := s.send(c, stateMsg{}, st.Image, mem); err != nil {
+	if err := s.sendMemory(c, memoryMsg{}, rest); err != nil {
 		return err
 	}
 	s.times.sent = time.Now()
 	return nil
+}
+
+// sendMemory sends m with blobs and a memory map as the last of them.
+func (s *Source) sendMemory(c *control, m message, mem []Memory, blobs ...[]byte) error {
+	b, err := encodeMemory(mem)
+	if err != nil {
+		return err
+	}
+	for i := range mem {
+		s.res.PagesTotal += mem[i].Lazy.Pages() + mem[i].Eager.Pages()
+	}
+	return s.send(c, m, append(blobs, b)...)
 }
 
 // awaitReady waits for the destination to have rebuilt, as long as it gets on.

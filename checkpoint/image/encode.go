@@ -109,9 +109,9 @@ func AppendMemory(b []byte, ms []Memory) []byte {
 	b = binary.AppendUvarint(b, uint64(len(ms)))
 	for i := range ms {
 		b = binary.AppendUvarint(b, uint64(ms[i].Space))
-		b = page.AppendSet(b, &ms[i].Lazy)
-		b = page.AppendSet(b, &ms[i].Eager)
-		b = page.AppendSet(b, &ms[i].Hot)
+		for _, s := range ms[i].sets() {
+			b = page.AppendSet(b, s)
+		}
 	}
 	return b
 }
@@ -132,7 +132,7 @@ func ParseMemory(b []byte) ([]Memory, error) {
 		}
 		m.Space, b = page.Space(sp), b[k:]
 		var err error
-		for _, s := range []*page.Set{&m.Lazy, &m.Eager, &m.Hot} {
+		for _, s := range m.sets() {
 			if *s, b, err = page.ParseSet(b); err != nil {
 				return nil, fmt.Errorf("%w: memory map: %v", ErrFormat, err)
 			}

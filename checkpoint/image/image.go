@@ -212,17 +212,16 @@ const (
 // in /proc/PID/smaps.
 type VMA struct {
 	page.Range
-	Kind    VMAKind      `cbor:"3,keyasint"`
-	Prot    int          `cbor:"4,keyasint"`
-	Shared  bool         `cbor:"5,keyasint"`
-	Offset  uint64       `cbor:"6,keyasint"` // bytes into the file or object
-	Path    string       `cbor:"7,keyasint"` // as in maps, without " (deleted)"
-	Deleted bool         `cbor:"8,keyasint"`
-	File    FileID       `cbor:"9,keyasint"`
-	Memory  int          `cbor:"10,keyasint"` // index in Image.Memories for VMAShared, else -1
-	Flags   []string     `cbor:"11,keyasint"`
-	Name    string       `cbor:"12,keyasint"`           // PR_SET_VMA_ANON_NAME
-	Guards  []page.Range `cbor:"13,keyasint,omitempty"` // MADV_GUARD_INSTALL ranges
+	Kind    VMAKind  `cbor:"3,keyasint"`
+	Prot    int      `cbor:"4,keyasint"`
+	Shared  bool     `cbor:"5,keyasint"`
+	Offset  uint64   `cbor:"6,keyasint"` // bytes into the file or object
+	Path    string   `cbor:"7,keyasint"` // as in maps, without " (deleted)"
+	Deleted bool     `cbor:"8,keyasint"`
+	File    FileID   `cbor:"9,keyasint"`
+	Memory  int      `cbor:"10,keyasint"` // index in Image.Memories for VMAShared, else -1
+	Flags   []string `cbor:"11,keyasint"`
+	Name    string   `cbor:"12,keyasint"` // PR_SET_VMA_ANON_NAME
 }
 
 // Has reports whether VmFlags had the two-letter code.

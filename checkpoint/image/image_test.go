@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -101,13 +102,20 @@ func TestValidateRefuses(t *testing.T) {
 
 func TestMemoryRoundTrip(t *testing.T) {
 	in := []Memory{{
-		Lazy:  page.NewSet(page.Range{Start: 0x1000, End: 0x9000}, page.Range{Start: 0x7fff00000000, End: 0x7fff00001000}),
-		Eager: page.NewSet(page.Range{Start: 0x10000, End: 0x12000}),
-		Hot:   page.NewSet(page.Range{Start: 0x1000, End: 0x2000}),
+		Lazy:   page.NewSet(page.Range{Start: 0x1000, End: 0x9000}, page.Range{Start: 0x7fff00000000, End: 0x7fff00001000}),
+		Eager:  page.NewSet(page.Range{Start: 0x10000, End: 0x12000}),
+		Hot:    page.NewSet(page.Range{Start: 0x1000, End: 0x2000}),
+		Guards: page.NewSet(page.Range{Start: 0x20000, End: 0x21000}),
 	}}
 	out, err := ParseMemory(AppendMemory(nil, in))
 	if err != nil || !reflect.DeepEqual(in, out) {
 		t.Fatalf("got %v, %v", out, err)
+	}
+	more := []Memory{{Lazy: page.NewSet(page.Range{Start: 0x9000, End: 0xa000})}, {Space: 1, Eager: page.NewSet(page.Range{Start: 0x1000, End: 0x2000})}}
+	joined := Join(in, more)
+	want := []page.Range{{Start: 0x1000, End: 0xa000}, {Start: 0x7fff00000000, End: 0x7fff00001000}}
+	if len(joined) != 2 || !slices.Equal(joined[0].Lazy.Ranges(), want) || joined[1].Eager.Pages() != 1 || joined[0].Hot.Pages() != 1 || in[0].Lazy.Pages() != 9 {
+		t.Errorf("joined: %v", joined)
 	}
 	in[0].Eager.Add(page.Range{Start: 0x8000, End: 0xa000})
 	if _, err := ParseMemory(AppendMemory(nil, in)); !errors.Is(err, ErrFormat) {

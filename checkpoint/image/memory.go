@@ -1,6 +1,10 @@
 package image
 
-import "github.com/pageferry/pageferry/page"
+import (
+	"slices"
+
+	"github.com/pageferry/pageferry/page"
+)
 
 // MaxInlineMemory is the most bytes of a shared memory object that are carried
 // inside the image; what is larger travels with the pages.
@@ -20,4 +24,30 @@ type Memory struct {
 	// Hot pages are part of Lazy. The kernel or the program touches them at
 	// once (rseq areas, robust lists, stack tops): send them first.
 	Hot page.Set
+	// Guards are where an access is a fault of the program (MADV_GUARD_INSTALL),
+	// inside mappings of the kind VMAAnon.
+	Guards page.Set
+}
+
+// sets are all of them, in the order of the encoded form.
+func (m *Memory) sets() []*page.Set {
+	return []*page.Set{&m.Lazy, &m.Eager, &m.Hot, &m.Guards}
+}
+
+// Join returns the maps of a and b as one for each space: what each says holds.
+// The sets of a and b do not overlap. Neither is changed.
+func Join(a, b []Memory) []Memory {
+	out := append([]Memory(nil), a...)
+	for i := range b {
+		k := slices.IndexFunc(out, func(m Memory) bool { return m.Space == b[i].Space })
+		if k < 0 {
+			out = append(out, b[i])
+			continue
+		}
+		from := b[i].sets()
+		for j, s := range out[k].sets() {
+			*s = page.NewSet(append(slices.Clone(s.Ranges()), from[j].Ranges()...)...)
+		}
+	}
+	return out
 }

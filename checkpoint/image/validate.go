@@ -49,11 +49,6 @@ func (img *Image) Validate() error {
 			if v.Kind == VMAShared && (v.Memory < 0 || v.Memory >= len(img.Memories)) {
 				return bad("mapping %v of process %d names shared memory %d of %d", v.Range, p.PID, v.Memory, len(img.Memories))
 			}
-			for _, g := range v.Guards {
-				if g.Empty() || !g.Aligned() || !v.Covers(g) {
-					return bad("guard %v outside mapping %v", g, v.Range)
-				}
-			}
 			at = v.End
 		}
 		last := -1

@@ -196,8 +196,8 @@ func TestMappingsOfEveryKind(t *testing.T) {
 		trap := move(t, p, nil)
 		trap.resident(t)
 		var found []page.Range // before this hop, which is after the last
-		for _, v := range trap.sn.img.Processes[0].VMAs {
-			found = append(found, v.Guards...)
+		for _, m := range trap.sn.mem {
+			found = append(found, m.Guards.Ranges()...)
 		}
 		if hop == 0 {
 			guards = found

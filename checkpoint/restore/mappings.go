@@ -137,13 +137,39 @@ func dress(s *script, v *image.VMA) {
 		// A kernel without CONFIG_ANON_VMA_NAME has no names to lose.
 		s.call(unix.SYS_PRCTL, unix.PR_SET_VMA, unix.PR_SET_VMA_ANON_NAME, start, size, s.String(v.Name)).Optional()
 	}
-	for _, g := range v.Guards {
-		s.call(unix.SYS_MADVISE, uint64(g.Start), g.Bytes(), sys.MadvGuardInstall)
-	}
 	if v.Has("lo") {
-		// On fault, for mlock itself would touch every page, before they are
-		// there. Those that come by userfaultfd are locked as they come.
-		s.call(unix.SYS_MLOCK2, start, size, mlockOnFault)
+		lock(s, v)
+	}
+}
+
+// lock locks on fault, for mlock itself would touch every page, before they are
+// there. Those that come by userfaultfd are locked as they come.
+func lock(s *script, v *image.VMA) {
+	s.call(unix.SYS_MLOCK2, uint64(v.Start), v.Bytes(), mlockOnFault)
+}
+
+// guardAll makes the guards of m, which lie in anonymous mappings. The kernel
+// makes none in a mapping that is locked.
+func guardAll(s *script, p *image.Process, m *image.Memory) {
+	for i := range p.VMAs {
+		v := &p.VMAs[i]
+		if v.Kind != image.VMAAnon {
+			continue
+		}
+		gs := m.Guards.Intersect(v.Range)
+		if len(gs) == 0 {
+			continue
+		}
+		s.onf("guards in mapping %v", v.Range)
+		if v.Has("lo") {
+			s.call(unix.SYS_MUNLOCK, uint64(v.Start), v.Bytes())
+		}
+		for _, g := range gs {
+			s.call(unix.SYS_MADVISE, uint64(g.Start), g.Bytes(), sys.MadvGuardInstall)
+		}
+		if v.Has("lo") {
+			lock(s, v)
+		}
 	}
 }
 

@@ -20,7 +20,8 @@ type rebuild struct {
 	ctx  context.Context
 	img  *image.Image
 	p    *image.Process
-	m    *image.Memory
+	m    *image.Memory // without what rest will say, at first
+	rest Rest
 	trap Trap
 
 	lastCap int
@@ -35,7 +36,18 @@ type rebuild struct {
 // Rebuild makes the process of img. When it returns, the process is whole and
 // stands still in the tracer's hands. mem says what content there is, by space;
 // trap brings it. If it fails, nothing is left, as after Abort.
-func (s *Skeleton) Rebuild(ctx context.Context, img *image.Image, mem []image.Memory, trap Trap) (err error) {
+func (s *Skeleton) Rebuild(ctx context.Context, img *image.Image, mem []image.Memory, trap Trap) error {
+	return s.RebuildWith(ctx, img, mem, nil, trap)
+}
+
+// Rest waits for what is known of the memory later than the image; see
+// checkpoint.CaptureState. It is called once, with everything built that does not
+// depend on it.
+type Rest func(context.Context) ([]image.Memory, error)
+
+// RebuildWith is Rebuild with a part of the map of memory that comes meanwhile:
+// that of anonymous mappings. Nil where mem is all.
+func (s *Skeleton) RebuildWith(ctx context.Context, img *image.Image, mem []image.Memory, rest Rest, trap Trap) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.state != seeded {
@@ -44,7 +56,7 @@ func (s *Skeleton) Rebuild(ctx context.Context, img *image.Image, mem []image.Me
 	// A call of the process that waits for a page that never comes ends with it.
 	stop := context.AfterFunc(ctx, func() { _ = killAll(s.group) })
 	defer stop()
-	r := &rebuild{Skeleton: s, ctx: ctx, img: img, trap: trap, pidfd: -1, uffd: -1}
+	r := &rebuild{Skeleton: s, ctx: ctx, img: img, rest: rest, trap: trap, pidfd: -1, uffd: -1}
 	defer r.close()
 	if err := r.run(mem); err != nil {
 		if ctx.Err() != nil {
@@ -65,13 +77,9 @@ func (r *rebuild) run(mem []image.Memory) error {
 		return &Error{Step: "check", Err: fmt.Errorf("%w: %d processes", ErrUnsupported, len(r.img.Processes))}
 	}
 	r.p = &r.img.Processes[0]
-	r.m = &image.Memory{}
-	if len(mem) == 1 && mem[0].Space == 0 {
-		r.m = &mem[0]
-	} else if len(mem) > 0 {
-		return &Error{Step: "check", PID: r.p.PID, Err: fmt.Errorf("%w: memory of %d spaces for one process", image.ErrFormat, len(mem))}
+	if err := r.content(mem); err != nil {
+		return &Error{Step: "check", PID: r.p.PID, Err: err}
 	}
-	r.m = droppable(r.p, r.m)
 	for _, step := range []struct {
 		name string
 		do   func() error
@@ -80,6 +88,7 @@ func (r *rebuild) run(mem []image.Memory) error {
 		{"threads", r.threads},
 		{"layout", r.layout},
 		{"mappings", r.mappings},
+		{"content", r.theRest},
 		{"trap", r.adopt},
 		{"descriptors", r.descriptors},
 		{"process", r.process},
@@ -126,9 +135,6 @@ func (r *rebuild) check() (err error) {
 	}
 	if c := &r.p.Creds; (c.CapPrm|c.CapEff|c.CapAmb|c.CapInh)&^r.creds.CapPrm != 0 {
 		return fmt.Errorf("%w: it has capabilities %#x, which we have not to give", ErrUnsupported, (c.CapPrm|c.CapEff|c.CapAmb|c.CapInh)&^r.creds.CapPrm)
-	}
-	if r.regions, err = planRegions(r.p, r.m); err != nil {
-		return err
 	}
 	if err := checkFiles(r.p); err != nil {
 		return err

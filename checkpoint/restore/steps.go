@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pageferry/pageferry/checkpoint/fds"
+	"github.com/pageferry/pageferry/checkpoint/image"
 	"github.com/pageferry/pageferry/internal/sys"
 	"github.com/pageferry/pageferry/proc"
 )
@@ -67,10 +68,7 @@ func (r *rebuild) mappings() error {
 		o.mapInto(s)
 	}
 	dressAll(s, r.p)
-	trapped := false
-	for _, g := range r.regions {
-		trapped = trapped || g.Kind == RegionUFFD
-	}
+	trapped := r.rest != nil || !r.m.Lazy.Empty()
 	s.onf("userfaultfd")
 	get := func() (uint64, error) { return 0, nil }
 	if trapped {
@@ -85,6 +83,39 @@ func (r *rebuild) mappings() error {
 	fd, err := get()
 	r.uffd = int(fd)
 	return err
+}
+
+// content takes mem for the map of the one address space there is.
+func (r *rebuild) content(mem []image.Memory) (err error) {
+	r.m = &image.Memory{}
+	if len(mem) == 1 && mem[0].Space == 0 {
+		r.m = &mem[0]
+	} else if len(mem) > 0 {
+		return fmt.Errorf("%w: memory of %d spaces for one process", image.ErrFormat, len(mem))
+	}
+	r.m = droppable(r.p, r.m)
+	r.regions, err = planRegions(r.p, r.m)
+	return err
+}
+
+// theRest waits for the map of anonymous memory, and makes the guards in it
+// before anything traps it.
+func (r *rebuild) theRest() error {
+	if r.rest != nil {
+		more, err := r.rest(r.ctx)
+		if err != nil {
+			return err
+		}
+		if err := r.content(image.Join([]image.Memory{*r.m}, more)); err != nil {
+			return err
+		}
+	}
+	if r.m.Guards.Empty() {
+		return nil
+	}
+	s := newScript(r.target.t)
+	guardAll(s, r.p, r.m)
+	return s.run(r.target.pid)
 }
 
 // adopt hands the memory over. The process's own copy of the userfaultfd is

@@ -17,7 +17,7 @@ import (
 // moment: no userfaultfd can trap those, and their programs are prepared to find
 // zeros (vgetrandom keeps its state in one).
 func droppable(p *image.Process, m *image.Memory) *image.Memory {
-	out := &image.Memory{Space: m.Space, Lazy: m.Lazy, Eager: m.Eager, Hot: m.Hot}
+	out := &image.Memory{Space: m.Space, Lazy: m.Lazy, Eager: m.Eager, Hot: m.Hot, Guards: m.Guards}
 	for i := range p.VMAs {
 		v := &p.VMAs[i]
 		if !v.Has("dp") {
@@ -37,7 +37,7 @@ func droppable(p *image.Process, m *image.Memory) *image.Memory {
 // no content to come is no region: it stays ordinary memory, that nobody traps.
 func planRegions(p *image.Process, m *image.Memory) ([]Region, error) {
 	var rs []Region
-	var lazy, eager uint64
+	var lazy, eager, guards uint64
 	for i := range p.VMAs {
 		v := &p.VMAs[i]
 		if v.Kind == image.VMAVsyscall {
@@ -45,6 +45,9 @@ func planRegions(p *image.Process, m *image.Memory) ([]Region, error) {
 		}
 		l, e := bytesOf(m.Lazy.Intersect(v.Range)), bytesOf(m.Eager.Intersect(v.Range))
 		lazy, eager = lazy+l, eager+e
+		if v.Kind == image.VMAAnon {
+			guards += bytesOf(m.Guards.Intersect(v.Range))
+		}
 		switch {
 		case l > 0 && v.Kind != image.VMAAnon && v.Kind != image.VMAShared && v.Kind != image.VMADevice:
 			return nil, about(fmt.Errorf("%w: lazy pages in a mapping that cannot be trapped", image.ErrFormat), "mapping %v %s", v.Range, v.Path)
@@ -54,7 +57,7 @@ func planRegions(p *image.Process, m *image.Memory) ([]Region, error) {
 			rs = append(rs, Region{v.Range, RegionWrite, v.Shared})
 		}
 	}
-	if lazy != m.Lazy.Bytes() || eager != m.Eager.Bytes() {
+	if lazy != m.Lazy.Bytes() || eager != m.Eager.Bytes() || guards != m.Guards.Bytes() {
 		return nil, fmt.Errorf("%w: content outside the mappings", image.ErrFormat)
 	}
 	return rs, nil
