@@ -39,6 +39,9 @@ type Config struct {
 	// StallTimeout is how long a lane may owe pages and deliver nothing until
 	// it counts as lost. Default 10 s.
 	StallTimeout time.Duration
+	// HeadStart is how long after Fetch only pages around those that threads wait
+	// for are fetched. Default 0; not for a process that waits for all of them.
+	HeadStart time.Duration
 	// Log receives the pager's own log. Default: discarded.
 	Log *os.File
 }
@@ -79,8 +82,8 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("pager: window of %d bytes: want 4 KiB to 16 MiB", c.Window)
 	case c.BulkLanes < 1 || c.BulkLanes > 16:
 		return fmt.Errorf("pager: %d bulk lanes: want 1 to 16", c.BulkLanes)
-	case c.StallTimeout < 0:
-		return errors.New("pager: negative stall timeout")
+	case c.StallTimeout < 0 || c.HeadStart < 0:
+		return errors.New("pager: negative stall timeout or head start")
 	}
 	return nil
 }

@@ -26,7 +26,8 @@ type settings struct {
 	StallTimeout time.Duration         `cbor:"8,keyasint"`
 	// OldKeeper is the keeper of the pager in whose place this one comes; 0
 	// for a new migration.
-	OldKeeper int `cbor:"9,keyasint,omitempty"`
+	OldKeeper int           `cbor:"9,keyasint,omitempty"`
+	HeadStart time.Duration `cbor:"10,keyasint,omitempty"`
 }
 
 // who is the answer to opHello and opWho, and what the state file holds.

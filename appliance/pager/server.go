@@ -115,7 +115,7 @@ func (s *server) begin(keeper int) error {
 	}
 	s.fetch = stream.NewFetcher(stream.FetcherConfig{
 		Store: s.store, Placer: s.trap, Window: s.cfg.Window, Chunk: s.cfg.Chunk, StallTimeout: s.cfg.StallTimeout,
-		Waiting: s.trap.Waiting, Log: s.log,
+		HeadStart: s.cfg.HeadStart, Waiting: s.trap.Waiting, Log: s.log,
 		OnUrgent:   func() { fault.RaisePriority(s.log) },
 		OnLost:     s.laneLost,
 		OnEager:    func() { s.settled(&s.eager, EagerDone) },

@@ -36,6 +36,10 @@ type FetcherConfig struct {
 	// StallTimeout is how long a lane may owe pages and deliver nothing until
 	// it is given up. Default 10 s.
 	StallTimeout time.Duration
+	// HeadStart is how long after Start(true) only the pages around those that
+	// threads wait for are fetched in the background: what the program needs to
+	// go on comes sooner than beside a stream at full speed. Default 0.
+	HeadStart time.Duration
 	// Order of the background stream. Default HotEagerAscending.
 	Order Order
 	// Waiting calls its argument for every page that a thread waits for; they
@@ -73,6 +77,9 @@ type Fetcher struct {
 	lanes    []*lane
 	started  bool
 	all      bool // not only hot and eager pages
+	near     bool // those around a page that a thread waits for too
+	begin    *time.Timer
+	blocks   []piece // around such pages; the last comes first
 	closed   bool
 	flight   map[*pagestore.Source]*flight
 	redo     []piece
@@ -152,10 +159,13 @@ func (f *Fetcher) resendWaiting() {
 
 // Start begins the background stream, and begins it anew after address spaces
 // were added to the store: with hot and eager pages, and the others once all was
-// set.
+// set and the head start is over.
 func (f *Fetcher) Start(all bool) {
 	f.mu.Lock()
-	f.started, f.all = true, f.all || all
+	f.started = true
+	if all {
+		f.startAll()
+	}
 	f.rewind()
 	f.told.eager, f.told.resident = false, false
 	f.mu.Unlock()
@@ -168,6 +178,7 @@ func (f *Fetcher) Start(all bool) {
 func (f *Fetcher) Urgent(space page.Space, pages []page.Num) {
 	if l := f.urgentLane(); l != nil {
 		l.askPages(space, pages)
+		f.around(space, pages)
 	}
 }
 
@@ -222,6 +233,9 @@ func (f *Fetcher) Close() error {
 	f.mu.Lock()
 	first := !f.closed
 	f.closed = true
+	if f.begin != nil {
+		f.begin.Stop()
+	}
 	f.mu.Unlock()
 	f.DropLanes()
 	if first {

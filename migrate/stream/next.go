@@ -62,6 +62,12 @@ const maxRuns = 64
 
 // head is the piece to take from next, or nil; mu is held.
 func (f *Fetcher) head() *piece {
+	for k := len(f.blocks); k > 0; k = len(f.blocks) {
+		if p := &f.blocks[k-1]; p.First < p.End {
+			return p
+		}
+		f.blocks = f.blocks[:k-1]
+	}
 	for len(f.redo) > 0 {
 		if f.redo[0].First < f.redo[0].End {
 			return &f.redo[0]
