@@ -3,7 +3,6 @@ package pagestore
 import (
 	"fmt"
 	"slices"
-	"sync"
 	"sync/atomic"
 
 	"github.com/pageferry/pageferry/page"
@@ -47,7 +46,7 @@ type Space struct {
 	slot int
 	at   int // of its entry
 
-	mu      sync.RWMutex
+	mu      gate
 	gone    bool
 	flux    bool
 	pending int       // messages in the log that are not applied

@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -81,4 +82,22 @@ func ProcessVMReadvNow(pid int, local []unix.Iovec, remote []unix.RemoteIovec) (
 		return 0, e
 	}
 	return int(r), nil
+}
+
+// From <linux/futex.h>.
+const (
+	futexWaitPrivate = 0 | 128
+	futexWakePrivate = 1 | 128
+)
+
+// FutexWait sleeps while *at is v, until somebody wakes it, a signal arrives or
+// limit is over; see futex(2). It keeps the goroutine's P.
+func FutexWait(at *atomic.Uint32, v uint32, limit time.Duration) {
+	ts := unix.NsecToTimespec(int64(limit))
+	_, _, _ = unix.RawSyscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(at)), futexWaitPrivate, uintptr(v), uintptr(unsafe.Pointer(&ts)), 0, 0)
+}
+
+// FutexWake wakes all who sleep on at.
+func FutexWake(at *atomic.Uint32) {
+	_, _, _ = unix.RawSyscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(at)), futexWakePrivate, 1<<31-1, 0, 0, 0)
 }
