@@ -81,7 +81,7 @@ func (a *arrival) pagerConfig() pager.Config {
 	c := pager.Config{
 		Command: a.host.opts.Pager, ID: a.id, Dir: a.dir,
 		Window: int(a.host.opts.WindowBytes), BulkLanes: a.record.Lanes,
-		Cgroup: a.pagerGroup, KeeperCgroup: a.keeperGroup,
+		Cgroup: a.pagerGroup, KeeperCgroup: a.keeperGroup, IdleSleep: a.host.opts.IdleSleep,
 	}
 	if !a.all {
 		c.HeadStart = headStart

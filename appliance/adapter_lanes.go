@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"sync/atomic"
 
 	"github.com/pageferry/pageferry/appliance/keys"
 	"github.com/pageferry/pageferry/fault"
+	"github.com/pageferry/pageferry/internal/sys"
 	"github.com/pageferry/pageferry/migrate"
 	"github.com/pageferry/pageferry/migrate/stream"
 	"github.com/pageferry/pageferry/transport"
@@ -39,6 +41,7 @@ type lanes struct {
 type epoch struct {
 	lanes  []transport.Lane
 	server *stream.Server
+	awake  *os.File // keeps the host's processors from sleeping; nil where they may
 	cancel context.CancelFunc
 	served sync.WaitGroup
 	once   sync.Once  // guards what is sent on lost
@@ -82,6 +85,11 @@ func (l *lanes) Open(ctx context.Context, number uint32, key []byte, p migrate.P
 		Reader: p, Buffers: bulk + 1, Log: l.log, OnUrgent: func() { fault.RaisePriority(l.log) },
 	}); err != nil {
 		return err
+	}
+	if !l.opts.IdleSleep {
+		if e.awake, err = sys.StayAwake(); err != nil {
+			l.log.Debug("waking processors will take its time", "err", err)
+		}
 	}
 	run, cancel := context.WithCancel(context.Background())
 	e.cancel = cancel
@@ -132,6 +140,9 @@ func (l *lanes) end() {
 	e.served.Wait()
 	for _, lane := range e.lanes {
 		l.before.Add(lane.Stats().BytesSent)
+	}
+	if e.awake != nil {
+		_ = e.awake.Close()
 	}
 	if err := e.server.Close(); err != nil {
 		l.log.Error("page server", "err", err)

@@ -49,6 +49,11 @@ type Config struct {
 	// default 256 KiB: more makes faults queue behind background pages.
 	Window Size `yaml:"window"`
 
+	// Idle is "poll" or "sleep": what idle processors do from the moment that a
+	// process is about to be frozen until all its pages have moved. Polling makes
+	// the switch and every fault shorter, and costs power. Default "poll".
+	Idle string `yaml:"idle"`
+
 	Limits   Limits   `yaml:"limits"`
 	Defaults Defaults `yaml:"defaults"`
 	// LogLevel is debug, info, warn or error. Default info.
@@ -105,6 +110,7 @@ func (c Config) WithDefaults(hostname string) Config {
 	set(&c.Defaults.PIDNS, "auto")
 	set(&c.Defaults.OnSourceExit, "kill")
 	set(&c.LogLevel, "info")
+	set(&c.Idle, "poll")
 	if c.BulkLanes == 0 {
 		c.BulkLanes = 2
 	}
@@ -157,6 +163,9 @@ func (c *Config) Validate() error {
 		}
 	}
 	if err := oneOf("page_lanes", c.PageLanes, "tls", "plain"); err != nil {
+		return err
+	}
+	if err := oneOf("idle", c.Idle, "poll", "sleep"); err != nil {
 		return err
 	}
 	if c.Insecure && c.PageLanes == "tls" {

@@ -105,6 +105,7 @@ type LaneOptions struct {
 	BulkLanes int       // besides the urgent one
 	TLS       *TLSFiles // nil: plain, bound by the one-time key alone
 	PeerName  string    // the name that the peer proved on the control lane
+	IdleSleep bool      // processors may sleep while the lanes are open
 	Logger    *slog.Logger
 }
 
@@ -116,6 +117,7 @@ type HostOptions struct {
 	Pager       []string
 	TLS         *TLSFiles // nil: page lanes are plain
 	WindowBytes int64     // asked for and not yet arrived, per bulk lane
+	IdleSleep   bool      // processors may sleep while a pager is at work
 	Logger      *slog.Logger
 }
 

@@ -55,7 +55,7 @@ func (h *handover) open(ctx context.Context) (err error) {
 		return fmt.Errorf("daemon: %w", err)
 	}
 	hostOpts := HostOptions{StateDir: c.StateDir, RunDir: filepath.Join(c.RunDir, "arrivals"), Pager: []string{exe, "pager"},
-		WindowBytes: int64(c.Window), Logger: d.log}
+		WindowBytes: int64(c.Window), IdleSleep: c.Idle == "sleep", Logger: d.log}
 	if c.PageLanes == "tls" {
 		hostOpts.TLS = c.TLS
 	}
@@ -144,7 +144,7 @@ func (h *handover) recoverSource(ctx context.Context, m *migration, rec migrate.
 
 // source puts a migrate.Source together.
 func (h *handover) source(m *migration, to string, p migrate.Process, o migrate.Offer, opts SourceOptions) (*migrate.Source, func(), error) {
-	lo := LaneOptions{Migration: m.id, Address: to, BulkLanes: opts.BulkLanes, Logger: h.d.log}
+	lo := LaneOptions{Migration: m.id, Address: to, BulkLanes: opts.BulkLanes, IdleSleep: h.d.config.Idle == "sleep", Logger: h.d.log}
 	if !opts.PlainPages {
 		lo.TLS = h.d.config.TLS
 	}

@@ -61,7 +61,7 @@ func (t *Trap) read(sp *pagestore.Space) error {
 			punched = punching(sp.PID())
 		}
 	}
-	n, err := unix.Read(sp.FD(), tail)
+	n, err := sys.ReadNow(sp.FD(), tail) // it does not block
 	if n <= 0 {
 		return err
 	}

@@ -42,6 +42,9 @@ type Config struct {
 	// HeadStart is how long after Fetch only pages around those that threads wait
 	// for are fetched. Default 0; not for a process that waits for all of them.
 	HeadStart time.Duration
+	// IdleSleep lets the host's idle processors sleep while the pager is there.
+	// Otherwise they poll, and faults are answered sooner.
+	IdleSleep bool
 	// Log receives the pager's own log. Default: discarded.
 	Log *os.File
 }

@@ -28,6 +28,7 @@ type settings struct {
 	// for a new migration.
 	OldKeeper int           `cbor:"9,keyasint,omitempty"`
 	HeadStart time.Duration `cbor:"10,keyasint,omitempty"`
+	IdleSleep bool          `cbor:"11,keyasint,omitempty"`
 }
 
 // who is the answer to opHello and opWho, and what the state file holds.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/pageferry/pageferry/fault"
+	"github.com/pageferry/pageferry/internal/sys"
 	"github.com/pageferry/pageferry/migrate/stream"
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/pagestore"
@@ -28,6 +29,7 @@ type server struct {
 	trap  *fault.Trap
 	fetch *stream.Fetcher
 	pool  *transport.Pool
+	awake *os.File // keeps the host's processors from sleeping
 	sock  *net.UnixListener
 
 	ctx    context.Context // ends with the pager
@@ -101,6 +103,11 @@ func (s *server) begin(keeper int) error {
 	}
 	if err != nil {
 		return err
+	}
+	if !s.cfg.IdleSleep {
+		if s.awake, err = sys.StayAwake(); err != nil { // until this process ends
+			s.log.Debug("waking processors will take its time", "err", err)
+		}
 	}
 	// A lane holds one buffer at a time; lanes of two epochs may overlap.
 	if s.pool, err = transport.NewPool(2*(s.cfg.BulkLanes+2), payloadSize); err != nil {

@@ -96,7 +96,7 @@ func start(ctx context.Context, cfg Config, oldKeeper int) (*Client, error) {
 	w, err := hello(ctx, c, settings{
 		ID: cfg.ID, Dir: cfg.Dir, KeeperCgroup: cfg.KeeperCgroup, TLS: cfg.TLS, Window: cfg.Window,
 		Chunk: cfg.Chunk, BulkLanes: cfg.BulkLanes, StallTimeout: cfg.StallTimeout, OldKeeper: oldKeeper,
-		HeadStart: cfg.HeadStart,
+		HeadStart: cfg.HeadStart, IdleSleep: cfg.IdleSleep,
 	}, cmd.Process.Pid)
 	var pidfd int
 	if err == nil {

@@ -37,10 +37,11 @@ func AwaitReady(fds []unix.PollFd, limit time.Duration) (n int, err error) {
 	return int(r), nil
 }
 
-// ReadNow is recv(2) with MSG_DONTWAIT.
+// ReadNow is read(2) of a descriptor that does not block, or of a socket with a
+// short SO_RCVTIMEO: then it is EAGAIN when the time is up, and EINTR after a
+// signal, whatever SA_RESTART says (signal(7)).
 func ReadNow(fd int, p []byte) (n int, err error) {
-	r, _, e := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)),
-		unix.MSG_DONTWAIT, 0, 0)
+	r, _, e := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
 	if e != 0 {
 		return 0, e
 	}

@@ -107,7 +107,13 @@ func (s *sock) tune(kind transport.Kind, cfg *Config) error {
 			return fmt.Errorf("tcp: socket option %d of level %d: %w", o.opt, o.level, err)
 		}
 	}
-	s.soon = kind == transport.Urgent
+	if kind == transport.Urgent {
+		s.soon = true
+		tv := unix.NsecToTimeval(int64(soonLimit))
+		if err := unix.SetsockoptTimeval(s.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
+			return fmt.Errorf("tcp: receive timeout: %w", err)
+		}
+	}
 	if kind != transport.Bulk {
 		// Ahead of the bulk lanes in the queue of this host's interface. Most
 		// queues ignore it, and the lane works without.
@@ -209,17 +215,20 @@ func (s *sock) read(p []byte) (int, error) {
 		return unix.Read(s.fd, p)
 	}
 	n, err := sys.ReadNow(s.fd, p)
-	if err != unix.EAGAIN {
-		return n, err
-	}
-	s.ready[0] = unix.PollFd{Fd: int32(s.fd), Events: unix.POLLIN}
-	if n, err := sys.AwaitReady(s.ready[:], soonLimit); n == 0 && err == nil {
-		return unix.Read(s.fd, p)
-	}
-	if n, err = sys.ReadNow(s.fd, p); err == unix.EAGAIN {
-		err = unix.EINTR // again
+	if err == unix.EAGAIN { // the time that tune has set is up
+		err = s.await()
 	}
 	return n, err
+}
+
+// await waits for data, for as long as it takes, and returns EINTR when a read has
+// something to say.
+func (s *sock) await() error {
+	s.ready[0] = unix.PollFd{Fd: int32(s.fd), Events: unix.POLLIN}
+	if _, err := unix.Poll(s.ready[:], -1); err != nil {
+		return err
+	}
+	return unix.EINTR
 }
 
 func (s *sock) write(bufs [][]byte) (int, error) {
@@ -238,6 +247,9 @@ func (s *sock) ReadFull(p []byte) error {
 	defer s.leave()
 	for len(p) > 0 {
 		n, _, err := unix.Recvfrom(s.fd, p, unix.MSG_WAITALL)
+		if err == unix.EAGAIN && s.soon {
+			err = s.await()
+		}
 		switch {
 		case err == unix.EINTR:
 		case err != nil:
