@@ -134,6 +134,7 @@ func (a *api) handler() http.Handler {
 	})
 	mux.HandleFunc("GET /v1/migrations/{id}/events", a.events)
 	mux.HandleFunc("POST /v1/migrations/{id}/cancel", a.cancel)
+	mux.HandleFunc("POST /v1/migrations/{id}/resolve", a.resolve)
 	return authorised(mux)
 }
 
@@ -177,6 +178,22 @@ func (a *api) cancel(w http.ResponseWriter, r *http.Request) {
 		rep, _ = m.snapshot()
 		reply(w, http.StatusAccepted, rep)
 	}
+}
+
+func (a *api) resolve(w http.ResponseWriter, r *http.Request) {
+	var req ResolveRequest
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<20))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&req); err != nil {
+		fail(w, &UsageError{Msg: "the request is not understood: " + err.Error()})
+		return
+	}
+	rep, err := a.d.Resolve(r.Context(), r.PathValue("id"), req)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	reply(w, http.StatusOK, rep)
 }
 
 // events streams a report per change, at most one per watchInterval, the last

@@ -112,6 +112,12 @@ func (c *Client) Cancel(ctx context.Context, id string) (Report, error) {
 	return r, c.call(ctx, http.MethodPost, "/migrations/"+url.PathEscape(id)+"/cancel", nil, &r)
 }
 
+// Resolve says whose the process of a migration is that the hosts cannot agree on.
+func (c *Client) Resolve(ctx context.Context, id string, req ResolveRequest) (Report, error) {
+	var r Report
+	return r, c.call(ctx, http.MethodPost, "/migrations/"+url.PathEscape(id)+"/resolve", req, &r)
+}
+
 // Watch calls on for every change of a migration, the last time with the
 // finished report, which it returns.
 func (c *Client) Watch(ctx context.Context, id string, on func(Report)) (Report, error) {

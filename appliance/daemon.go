@@ -51,6 +51,9 @@ type links interface {
 	send(ctx context.Context, m *migration, to string, p migrate.Process, o migrate.Offer, opts SourceOptions) (Outcome, error)
 	// ask puts an offer to a destination and takes it back.
 	ask(ctx context.Context, to string, o migrate.Offer) (name string, reasons []string, err error)
+	// resolve carries out a person's decision about a migration, of which rep is
+	// the last that was heard.
+	resolve(ctx context.Context, id transport.MigrationID, rep Report, owner string) error
 	// close comes last, when nothing of all this runs any more.
 	close() error
 }

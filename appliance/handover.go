@@ -33,6 +33,7 @@ type handover struct {
 
 	mu       sync.Mutex
 	arriving map[transport.MigrationID]*migration
+	sending  map[transport.MigrationID]*sending
 }
 
 // open opens the journal and takes up what an earlier daemon left.
@@ -65,6 +66,7 @@ func (h *handover) open(ctx context.Context) (err error) {
 	h.hello = migrate.Hello{Host: c.Name, PageSize: page.Size, XFeatures: facts.XFeatures, XSize: facts.XSize,
 		Kernel: facts.Kernel, Machine: facts.Machine}
 	h.arriving = map[transport.MigrationID]*migration{}
+	h.sending = map[transport.MigrationID]*sending{}
 	h.kill = killPoint()
 	h.gate = newGate(h.host, newAdmission(facts, c))
 	h.dest, err = migrate.NewDestination(migrate.DestinationConfig{
@@ -137,6 +139,7 @@ func (h *handover) recoverSource(ctx context.Context, m *migration, rec migrate.
 		return
 	}
 	defer closeLanes()
+	defer h.departs(m.id, src)()
 	m.running(src.Cancel)
 	res, err := src.Recover(ctx)
 	h.finish(ctx, m, src, res, err)
@@ -188,6 +191,7 @@ func (h *handover) send(ctx context.Context, m *migration, to string, p migrate.
 		return OutcomeFailed, err
 	}
 	defer closeLanes()
+	defer h.departs(m.id, src)()
 	m.running(src.Cancel)
 	res, err := src.Run(ctx)
 	h.finish(ctx, m, src, res, err)
@@ -197,25 +201,6 @@ func (h *handover) send(ctx context.Context, m *migration, to string, p migrate.
 // finish reports what came out, and then goes on until the other side knows as
 // well: the journal is kept as long.
 func (h *handover) finish(ctx context.Context, m *migration, src *migrate.Source, res migrate.Result, err error) {
-	outcome := Outcome("")
-	switch res.Outcome {
-	case migrate.OutcomeDone:
-		outcome = OutcomeDone
-	case migrate.OutcomeRefused:
-		outcome = OutcomeRefused
-	case migrate.OutcomeInDoubt:
-		outcome = OutcomeInDoubt
-	case migrate.OutcomeLost:
-		outcome = OutcomeLost
-	case migrate.OutcomeAborted:
-		outcome = OutcomeFailed
-		if m.wasCanceled() || errors.Is(err, migrate.ErrCancelled) {
-			outcome = OutcomeCanceled
-		}
-	case migrate.OutcomeInterrupted: // the next daemon goes on
-	default: // it never came to run
-		outcome = OutcomeFailed
-	}
 	if res.Outcome == migrate.OutcomeDone {
 		d := func(ms float64) time.Duration { return time.Duration(ms * float64(time.Millisecond)) }
 		h.d.log.Debug("switched", "migration", m.id, "downtime", d(res.DowntimeMS), "freeze", d(res.FreezeMS), "send", d(res.SendMS),
@@ -224,12 +209,42 @@ func (h *handover) finish(ctx context.Context, m *migration, src *migrate.Source
 	if res.Outcome != "" {
 		m.update(func(r *Report) { r.result(res) })
 	}
+	outcome := outcomeOf(m, res, err)
 	h.d.end(m, outcome, err)
 	if res.Unsettled {
-		if err := src.Settle(ctx); err != nil && ctx.Err() == nil {
-			h.d.log.Error("the destination does not know the outcome", "migration", m.id, "err", err)
-		}
+		h.settle(ctx, m, src)
+	} else if outcome == OutcomeInDoubt || outcome == OutcomeLost {
+		h.awaitResolve(ctx, m.id)
 	}
+}
+
+// settle goes on until the other side knows.
+func (h *handover) settle(ctx context.Context, m *migration, src *migrate.Source) {
+	if err := src.Settle(ctx); err != nil && ctx.Err() == nil {
+		h.d.log.Error("the destination does not know the outcome", "migration", m.id, "err", err)
+	}
+}
+
+// outcomeOf is the report's word for what migrate returned; "" for what the next
+// daemon goes on with.
+func outcomeOf(m *migration, res migrate.Result, err error) Outcome {
+	switch res.Outcome {
+	case migrate.OutcomeDone:
+		return OutcomeDone
+	case migrate.OutcomeRefused:
+		return OutcomeRefused
+	case migrate.OutcomeInDoubt:
+		return OutcomeInDoubt
+	case migrate.OutcomeLost:
+		return OutcomeLost
+	case migrate.OutcomeAborted:
+		if m.wasCanceled() || errors.Is(err, migrate.ErrCancelled) {
+			return OutcomeCanceled
+		}
+	case migrate.OutcomeInterrupted:
+		return ""
+	}
+	return OutcomeFailed // also where it never came to run
 }
 
 func (h *handover) ask(ctx context.Context, to string, o migrate.Offer) (string, []string, error) {

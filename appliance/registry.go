@@ -100,6 +100,8 @@ func (r *registry) finish(m *migration) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.live = slices.DeleteFunc(r.live, func(o *migration) bool { return o == m })
+	// One that was resolved has ended before, or so it seemed.
+	r.finished = slices.DeleteFunc(r.finished, func(o Report) bool { return o.ID == rep.ID && o.Role == rep.Role })
 	r.finished = append(r.finished, rep)
 	if n := len(r.finished) - r.store.limit; n > 0 {
 		r.finished = slices.Delete(r.finished, 0, n)

@@ -3,7 +3,6 @@ package appliance
 import (
 	"cmp"
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -148,12 +147,11 @@ func (t *lazy) leave() error {
 // FinishLazy waits until the pager of a lazy restore has brought every page,
 // and removes what is left of it.
 func FinishLazy(ctx context.Context, dir, id string) error {
-	cfg := pager.Config{Dir: dir}
-	raw, err := hex.DecodeString(id)
-	if err != nil || len(raw) != len(cfg.ID) {
+	mid, err := transport.ParseMigrationID(id)
+	if err != nil {
 		return &UsageError{Msg: fmt.Sprintf("%q is no id", id)}
 	}
-	copy(cfg.ID[:], raw)
+	cfg := pager.Config{Dir: dir, ID: mid}
 	err = seeOff(ctx, cfg)
 	if err != nil && !errors.Is(err, pager.ErrGone) {
 		return err

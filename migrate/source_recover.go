@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 )
 
 var (
@@ -230,22 +231,20 @@ func (s *Source) ResolveAbort(ctx context.Context) (Result, error) {
 }
 
 func (s *Source) resolve(ctx context.Context, d decision) (Result, error) {
-	s.mu.Lock()
-	switch st := s.state; {
-	case st == SourceCommitted && d == decideCommit:
-		s.mu.Unlock()
-		return Result{}, errEarly
-	case st.resolvable():
-		s.pending = d
-		if s.nudge != nil {
-			s.nudge(ErrResolved)
+	// Again and again: who has the turn may just have come to where it can be told.
+	for {
+		if err := s.interrupt(d); err != nil {
+			return Result{}, err
 		}
-	case s.cancel != nil && d == decideAbort:
-		s.cancel(ErrCancelled) // nothing is committed yet
-	}
-	s.mu.Unlock()
-	if err := s.take(ctx); err != nil {
-		return Result{}, err
+		brief, stop := context.WithTimeout(ctx, resolvePause)
+		err := s.take(brief)
+		stop()
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			return Result{}, context.Cause(ctx)
+		}
 	}
 	defer s.give()
 	if s.State() == SourceRunning && s.journal == nil {
@@ -271,6 +270,26 @@ func (s *Source) resolve(ctx context.Context, d decision) (Result, error) {
 		return s.result(OutcomeDone, nil)
 	}
 	return Result{}, fmt.Errorf("migrate: nothing to resolve: the source is %v", st)
+}
+
+const resolvePause = 100 * time.Millisecond
+
+// interrupt tells d to whoever has the turn, where it matters to what that does.
+func (s *Source) interrupt(d decision) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch st := s.state; {
+	case st == SourceCommitted && d == decideCommit:
+		return errEarly
+	case st.resolvable():
+		s.pending = d
+		if s.nudge != nil {
+			s.nudge(ErrResolved)
+		}
+	case s.cancel != nil && d == decideAbort:
+		s.cancel(ErrCancelled) // nothing is committed yet
+	}
+	return nil
 }
 
 var errEarly = errors.New("migrate: the destination has not said that it runs the process, and the copy here is the only sure one; " +

@@ -2,6 +2,7 @@ package transport
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 
@@ -33,6 +34,16 @@ func (k Kind) String() string {
 type MigrationID [16]byte
 
 func (id MigrationID) String() string { return fmt.Sprintf("%x", id[:]) }
+
+// ParseMigrationID reads what String wrote.
+func ParseMigrationID(s string) (id MigrationID, err error) {
+	raw, err := hex.DecodeString(s)
+	if err != nil || len(raw) != len(id) {
+		return id, fmt.Errorf("transport: %q is no migration id", s)
+	}
+	copy(id[:], raw)
+	return id, nil
+}
 
 // LaneID says which lane of which migration a connection is. Epoch counts the
 // times the lanes were set up anew: an older epoch is refused.

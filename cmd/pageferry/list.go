@@ -125,3 +125,32 @@ func (a *app) cancelCommand() *cobra.Command {
 			return &statusError{status: exitFailed, err: fmt.Errorf("migration %s was not canceled: %s", r.ID, r.Outcome)}
 		})
 }
+
+func (a *app) resolveCommand() *cobra.Command {
+	var owner string
+	cmd := a.idCommand("resolve", "Decide whose a process is, where a host was lost in the middle of its switch",
+		func(ctx context.Context, c *appliance.Client, id string) error {
+			if owner == "" {
+				return usagef("--owner source or --owner destination: where is the process to run?")
+			}
+			r, err := c.Resolve(ctx, id, appliance.ResolveRequest{Owner: owner})
+			if err != nil {
+				return err
+			}
+			if a.json {
+				a.printJSON(r)
+			} else {
+				printSummary(a.out, r)
+			}
+			return nil
+		})
+	cmd.Long = `Decide whose a process is, where a host or its journal was lost in the middle of its switch.
+
+Say it on the host whose copy is to be let run or ended. The other host obeys when it is back, whatever it
+believes then: its copy is ended, or frozen where nothing could be said any more. Before you give the process to one
+host make sure that the copy on the other does not run, or is gone with its host. docs/handover.md says what each
+state means.`
+	cmd.Flags().StringVar(&owner, "owner", "", "source or destination: the host on which the process is to run")
+	_ = cmd.RegisterFlagCompletionFunc("owner", cobra.FixedCompletions([]string{appliance.OwnerSource, appliance.OwnerDestination}, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
