@@ -26,8 +26,10 @@ func (f *Fetcher) startAll() {
 	case f.all:
 	case f.cfg.HeadStart <= 0:
 		f.all = true
-	case f.begin == nil:
+	case f.begin == nil && !f.closed:
+		f.wg.Add(1)
 		f.begin = time.AfterFunc(f.cfg.HeadStart, func() {
+			defer f.wg.Done()
 			f.mu.Lock()
 			f.all = true
 			f.rewind()

@@ -233,8 +233,8 @@ func (f *Fetcher) Close() error {
 	f.mu.Lock()
 	first := !f.closed
 	f.closed = true
-	if f.begin != nil {
-		f.begin.Stop()
+	if first && f.begin != nil && f.begin.Stop() {
+		f.wg.Done()
 	}
 	f.mu.Unlock()
 	f.DropLanes()
