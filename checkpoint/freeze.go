@@ -260,10 +260,13 @@ func (s *Session) awaitStop(ctx context.Context, t *thread) error {
 				s.stopped = true
 				return err
 			}
-			if err == nil {
-				err = s.stepOut(t, rip)
+			if err != nil {
+				return err
 			}
-			return err
+			if again, err := s.runOut(t, rip); !again || err != nil {
+				return err
+			}
+			continue
 		case 0:
 			sig = ws.StopSignal()
 		}

@@ -63,6 +63,7 @@ type Session struct {
 type thread struct {
 	tid     int
 	deliver unix.Signal // with which it leaves its stop
+	runs    int         // how often it was let run out of the vdso
 }
 
 // Open looks at a process and takes handles; it changes nothing. The errors say

@@ -169,7 +169,7 @@ func (t *Target) begin(tids []int) error {
 				return err
 			}
 		}
-		th := &thread{tid: tid, how: Interpret(r), mask: mask, open: faults &^ mask}
+		th := &thread{tid: tid, how: Interpret(r), mask: mask, open: faults &^ mask &^ t.keep}
 		if err := t.keepFaults(th); err != nil {
 			return err
 		}

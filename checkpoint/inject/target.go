@@ -28,6 +28,7 @@ type Target struct {
 	extra   []page.Range // trampolines of later threads
 
 	sig     unix.Signal
+	keep    uint64 // see KeepBlocked
 	threads map[int]*thread
 	blocks  int // trampolines handed out
 	stopSig unix.Signal
@@ -158,6 +159,17 @@ func (t *Target) Areas() []page.Range {
 // that the program ignores; an adopted process may use any that it has neither
 // pending nor blocked in its image.
 func (t *Target) UseSignal(sig unix.Signal) { t.sig = sig }
+
+// KeepBlocked names signals, as a set of bits, that a batch is to leave pending:
+// else those of a fault are open while it runs, so that its own faults are seen.
+// A batch of a thread that has one of its own pending would be ended by it.
+func (t *Target) KeepBlocked(sigs uint64) {
+	t.keep |= sigs
+	for _, th := range t.threads {
+		th.open &^= sigs
+		th.waited = 0 // its mask is set again
+	}
+}
 
 // Stopped is the stop signal (SIGSTOP) that arrived during a batch and was held
 // back, or 0: whoever detaches sends it again.

@@ -176,7 +176,9 @@ func (r *rebuild) threads() error {
 		if r.area, err = r.relocate(r.p); err != nil {
 			return err
 		}
-		r.target.t.UseSignal(batchSignal(r.p))
+		sig, waiting := batchSignal(r.p)
+		r.target.t.UseSignal(sig)
+		r.target.t.KeepBlocked(waiting)
 		err = r.makeThreads(r.p)
 		if err == nil {
 			break
@@ -205,14 +207,17 @@ func (r *rebuild) threads() error {
 }
 
 // batchSignal is the signal that ends batches: one that nobody has pending, for
-// that would end them too.
-func batchSignal(p *image.Process) unix.Signal {
-	taken := map[int]bool{}
+// that would end them too. waiting are those that somebody has, as bits: among
+// them may be the one of a fault, of a thread that was stopped before its handler
+// ran.
+func batchSignal(p *image.Process) (sig unix.Signal, waiting uint64) {
 	note := func(list [][]byte) {
 		for _, si := range list {
 			var info sys.Siginfo
 			copy(info[:], si)
-			taken[info.Signo()] = true
+			if n := info.Signo(); n >= 1 && n <= 64 {
+				waiting |= sys.SigBit(n)
+			}
 		}
 	}
 	note(p.Pending)
@@ -224,9 +229,9 @@ func batchSignal(p *image.Process) unix.Signal {
 		candidates = append(candidates, n)
 	}
 	for _, c := range candidates {
-		if !taken[int(c)] {
-			return c
+		if waiting&sys.SigBit(int(c)) == 0 {
+			return c, waiting
 		}
 	}
-	return unix.SIGURG
+	return unix.SIGURG, waiting
 }

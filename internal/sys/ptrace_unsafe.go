@@ -40,13 +40,6 @@ func PtraceCont(tid int, sig unix.Signal) error {
 	return err
 }
 
-// PtraceSingleStep lets a stopped thread execute one instruction, delivering sig
-// unless it is 0.
-func PtraceSingleStep(tid int, sig unix.Signal) error {
-	_, err := ptrace(unix.PTRACE_SINGLESTEP, tid, 0, uintptr(sig))
-	return err
-}
-
 // PtraceListen leaves a thread in its group stop, yet listening for SIGCONT.
 func PtraceListen(tid int) error {
 	_, err := ptrace(unix.PTRACE_LISTEN, tid, 0, 0)
