@@ -79,8 +79,9 @@ func captureOnce(t testing.TB, pid int, hold bool) (took time.Duration, img *ima
 	img, mem, err := s.Capture(ctx)
 	took = time.Since(began)
 	var refused *fds.RefusedError
-	if errors.As(err, &refused) {
-		// Events unread at this moment; the injected work has been done.
+	var parent *RefusedError
+	if errors.As(err, &refused) || errors.As(err, &parent) {
+		// Events unread, or a child, at this moment.
 		if err := s.Thaw(ctx); err != nil {
 			t.Fatal(err)
 		}
