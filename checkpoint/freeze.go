@@ -133,7 +133,6 @@ func (s *Session) freeze(ctx context.Context) error {
 		return err
 	}
 	s.mem.Store(m)
-	s.vdso = vdsoOf(s.survey.maps)
 	if s.tr == nil {
 		s.tr = proc.NewTracer()
 	}
@@ -255,18 +254,10 @@ func (s *Session) awaitStop(ctx context.Context, t *thread) error {
 		sig := unix.Signal(0)
 		switch sys.Event(ws) {
 		case unix.PTRACE_EVENT_STOP:
-			rip, err := keepCall(t.tid)
 			if ws.StopSignal() != unix.SIGTRAP {
 				s.stopped = true
-				return err
 			}
-			if err != nil {
-				return err
-			}
-			if again, err := s.runOut(t, rip); !again || err != nil {
-				return err
-			}
-			continue
+			return keepCall(t.tid)
 		case 0:
 			sig = ws.StopSignal()
 		}
@@ -278,20 +269,19 @@ func (s *Session) awaitStop(ctx context.Context, t *thread) error {
 
 // keepCall marks a call that fails with EINTR whenever its thread is stopped, such
 // as epoll_wait, as one to be restarted: whatever happens to us from here on, the
-// program does not see it. It returns where the thread stands.
-func keepCall(tid int) (rip uint64, err error) {
+// program does not see it.
+func keepCall(tid int) error {
 	var r sys.Regs
-	err = sys.PtraceGetRegs(tid, &r)
+	err := sys.PtraceGetRegs(tid, &r)
 	if err == nil {
-		rip = r.Rip
 		if how := inject.Interpret(r); how.Kernel != r {
 			err = sys.PtraceSetRegs(tid, &how.Kernel)
 		}
 	}
 	if err != nil && err != unix.ESRCH {
-		return 0, fmt.Errorf("keep the call of thread %d: %w", tid, err)
+		return fmt.Errorf("keep the call of thread %d: %w", tid, err)
 	}
-	return rip, nil
+	return nil
 }
 
 // detachAll lets go of every thread. On the tracer's thread.

@@ -55,7 +55,6 @@ type Session struct {
 	stopped  bool      // by a stop signal, before the freeze
 	stopSig  unix.Signal
 	survey   *survey
-	vdso     page.Range
 	signals  *signalSets // what the image has of them; nil before Capture
 }
 
@@ -63,7 +62,6 @@ type Session struct {
 type thread struct {
 	tid     int
 	deliver unix.Signal // with which it leaves its stop
-	runs    int         // how often it was let run out of the vdso
 }
 
 // Open looks at a process and takes handles; it changes nothing. The errors say

@@ -62,7 +62,12 @@ func (r *rig) launch(t testing.TB, n *node, cmd *exec.Cmd) *guest {
 		t.Fatal(err)
 	}
 	g.comm, g.self = filepath.Base(cmd.Path), g.pid
-	t.Cleanup(g.end)
+	t.Cleanup(func() {
+		g.end()
+		if b, _ := os.ReadFile(g.output); t.Failed() {
+			t.Logf("what %s printed:\n%s", g.identity, b[max(0, len(b)-4096):])
+		}
+	})
 	return g
 }
 
@@ -281,6 +286,10 @@ func (g *guest) migrate(req appliance.MigrateRequest) (appliance.Report, error) 
 func (g *guest) hop(mode string) appliance.Report {
 	g.t.Helper()
 	rep, err := g.migrate(g.request(mode))
+	// Events of inotify that the program has not read yet are there for a moment.
+	for tries := 0; err == nil && tries < 5 && strings.Contains(rep.Reason, "unread events"); tries++ {
+		rep, err = g.migrate(g.request(mode))
+	}
 	if err != nil {
 		g.t.Fatal(err)
 	}
