@@ -132,7 +132,9 @@ func PtracePeekSiginfo(tid int, shared bool) ([]Siginfo, error) {
 			return out, err
 		}
 		out = append(out, buf[:n]...)
-		if int(n) < len(buf) {
+		// Fewer than asked for is not the end: the kernel also stops where a signal
+		// waits for the caller (kernel/ptrace.c, ptrace_peek_siginfo).
+		if n == 0 {
 			return out, nil
 		}
 	}
