@@ -56,13 +56,13 @@ func TestResolve(t *testing.T) {
 				return err
 			})
 			var rep Report
-			for range 100 {
+			testutil.Eventually(t, 20*time.Second, func() error {
 				rep, err = d.client.Resolve(t.Context(), "01", ResolveRequest{Owner: c.owner})
-				if err == nil || !strings.Contains(err.Error(), errNotUp.Error()) {
-					break
+				if err != nil && strings.Contains(err.Error(), errNotUp.Error()) {
+					return err
 				}
-				time.Sleep(10 * time.Millisecond)
-			}
+				return nil
+			})
 			if c.refused != "" {
 				if err == nil || !strings.Contains(err.Error(), c.refused) {
 					t.Fatalf("%+v, %v", rep, err)
