@@ -158,9 +158,6 @@ func (h *host) Lane(lane transport.LaneID, conn *os.File) error {
 	if p == nil {
 		return fmt.Errorf("lane for migration %s, of which every page is here", lane.Migration)
 	}
-	if p == nil {
-		return fmt.Errorf("lane for migration %s, whose pages are all here", lane.Migration)
-	}
 	if lane.Epoch != epoch {
 		return fmt.Errorf("lane of epoch %d, this is epoch %d", lane.Epoch, epoch)
 	}

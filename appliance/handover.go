@@ -214,7 +214,7 @@ func (h *handover) finish(ctx context.Context, m *migration, src *migrate.Source
 	if res.Unsettled {
 		h.settle(ctx, m, src)
 	} else if outcome == OutcomeInDoubt || outcome == OutcomeLost {
-		h.awaitResolve(ctx, m.id)
+		h.awaitResolve(ctx, m)
 	}
 }
 

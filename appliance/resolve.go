@@ -45,22 +45,45 @@ func (d *Daemon) Resolve(ctx context.Context, prefix string, req ResolveRequest)
 	if err := d.links.resolve(ctx, id, rep, req.Owner); err != nil {
 		return rep, fmt.Errorf("migration %s: %w", rep.ID, err)
 	}
-	_, rep, err = d.registry.find(rep.ID)
-	return rep, err
+	// Who runs the migration reports it, in a moment.
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if _, rep, err = d.registry.find(rep.ID); err != nil || decided(&rep) {
+			return rep, err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return rep, nil // decided, and still on its way
+		}
+	}
+}
+
+// decided reports whether the outcome is one that nobody has to decide.
+func decided(r *Report) bool {
+	return r.Role == RoleDestination || r.Finished() && r.Outcome != OutcomeInDoubt && r.Outcome != OutcomeLost
 }
 
 // sending is a migration that leaves here, from its beginning until both sides
-// know its end.
+// know its end. The goroutine that runs it makes all its reports.
 type sending struct {
-	src  *migrate.Source
-	over chan struct{} // closed when it was resolved after its report was made
+	src *migrate.Source
+	// decided has room for one: what came of a decision, for a run that has ended
+	// without an outcome of its own.
+	decided chan resolved
+}
+
+type resolved struct {
+	res migrate.Result
+	err error
 }
 
 // departs notes that src is there to be resolved; the returned function ends that.
 func (h *handover) departs(id transport.MigrationID, src *migrate.Source) func() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.sending[id] = &sending{src, make(chan struct{})}
+	h.sending[id] = &sending{src, make(chan resolved, 1)}
 	return func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
@@ -69,13 +92,23 @@ func (h *handover) departs(id transport.MigrationID, src *migrate.Source) func()
 }
 
 // awaitResolve keeps a source whose outcome is for a person to decide, with the
-// hold on its process, until somebody has or the daemon ends.
-func (h *handover) awaitResolve(ctx context.Context, id transport.MigrationID) {
+// hold on its process, until somebody has or the daemon ends. Then it replaces the
+// report, which was of an end that was none.
+func (h *handover) awaitResolve(ctx context.Context, old *migration) {
 	h.mu.Lock()
-	s := h.sending[id]
+	s := h.sending[old.id]
 	h.mu.Unlock()
 	select {
-	case <-s.over:
+	case r := <-s.decided:
+		rep, _ := old.snapshot()
+		rep.Outcome = ""
+		m := newMigration(old.id, RoleSource, rep)
+		m.pid = 0 // it keeps nobody from the process
+		if err := h.d.registry.add(m); err != nil {
+			h.d.log.Error("reporting what was resolved", "migration", old.id, "err", err)
+			return
+		}
+		h.finish(ctx, m, s.src, r.res, r.err)
 	case <-ctx.Done():
 	}
 }
@@ -87,7 +120,7 @@ func (h *handover) resolve(ctx context.Context, id transport.MigrationID, rep Re
 		}
 		return h.unknown(h.dest.ResolveAbort(ctx, id))
 	}
-	if rep.Finished() && rep.Outcome != OutcomeInDoubt && rep.Outcome != OutcomeLost {
+	if decided(&rep) {
 		return fmt.Errorf("it is decided: %s", rep.Outcome) // and the other host is being told, or knows
 	}
 	h.mu.Lock()
@@ -107,25 +140,13 @@ func (h *handover) resolve(ctx context.Context, id transport.MigrationID, rep Re
 	if res.Outcome == "" {
 		return err // nothing was decided
 	}
-	if !rep.Finished() {
-		return nil // whoever runs it reports it
-	}
 	if res.Outcome == migrate.OutcomeInDoubt || res.Outcome == migrate.OutcomeLost {
 		return err // as before
 	}
-	// The old report is of an end that was none.
-	rep.Outcome = ""
-	m := newMigration(id, RoleSource, rep)
-	m.pid = 0 // it keeps nobody from the process
-	if aerr := h.d.registry.add(m); aerr != nil {
-		return aerr
+	select {
+	case s.decided <- resolved{res, err}:
+	default: // it is decided already
 	}
-	m.update(func(r *Report) { r.result(res) })
-	h.d.end(m, outcomeOf(m, res, err), err)
-	if res.Unsettled && h.d.begin(func(ctx context.Context) { h.settle(ctx, m, s.src); close(s.over) }) == nil {
-		return nil
-	}
-	close(s.over)
 	return nil
 }
 

@@ -148,17 +148,17 @@ const soon = 2 * time.Millisecond
 // poll waits until a descriptor is ready, or a moment where something has to be
 // tried again.
 func (t *Trap) poll(fds []unix.PollFd) error {
-	timeout := -1
-	if len(t.retry) > 0 || len(t.state) > 0 {
-		timeout = 1
+	// Threads that miss pages miss many: the next one comes soon.
+	limit, again := soon, len(t.retry) > 0 || len(t.state) > 0
+	if again {
+		limit = time.Millisecond
 	}
 	for i := range fds {
 		fds[i].Revents = 0
 	}
-	// Threads that miss pages miss many: the next one comes soon.
-	n, err := sys.AwaitReady(fds, soon)
-	if n == 0 && err == nil && timeout < 0 {
-		_, err = unix.Poll(fds, timeout)
+	n, err := sys.AwaitReady(fds, limit)
+	if n == 0 && err == nil && !again {
+		_, err = unix.Poll(fds, -1)
 	}
 	if err != nil && !errors.Is(err, unix.EINTR) {
 		return fmt.Errorf("fault: poll: %w", err)

@@ -3,6 +3,7 @@ package bench
 import (
 	"bytes"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -195,8 +196,7 @@ func (m *meter) move(s *Stage, g *Guest, mode string) Hop {
 	b, err := g.Back()
 	m.must(err)
 	h, err := s.Move(m.ctx, g, mode)
-	m.must(err)
-	m.must(b.Release())
+	m.must(errors.Join(err, b.Release()))
 	return h
 }
 
