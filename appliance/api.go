@@ -138,12 +138,20 @@ func (a *api) handler() http.Handler {
 	return authorised(mux)
 }
 
-func (a *api) migrate(w http.ResponseWriter, r *http.Request) {
-	var req MigrateRequest
+// request reads the body of a request, strictly.
+func request[T any](w http.ResponseWriter, r *http.Request) (req T, err error) {
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<20))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&req); err != nil {
-		fail(w, &UsageError{Msg: "the request is not understood: " + err.Error()})
+		return req, &UsageError{Msg: "the request is not understood: " + err.Error()}
+	}
+	return req, nil
+}
+
+func (a *api) migrate(w http.ResponseWriter, r *http.Request) {
+	req, err := request[MigrateRequest](w, r)
+	if err != nil {
+		fail(w, err)
 		return
 	}
 	if req.DryRun {
@@ -181,11 +189,9 @@ func (a *api) cancel(w http.ResponseWriter, r *http.Request) {
 }
 
 func (a *api) resolve(w http.ResponseWriter, r *http.Request) {
-	var req ResolveRequest
-	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<20))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&req); err != nil {
-		fail(w, &UsageError{Msg: "the request is not understood: " + err.Error()})
+	req, err := request[ResolveRequest](w, r)
+	if err != nil {
+		fail(w, err)
 		return
 	}
 	rep, err := a.d.Resolve(r.Context(), r.PathValue("id"), req)

@@ -81,6 +81,15 @@ func (a *app) idCommand(use, short string, f func(ctx context.Context, c *applia
 	return cmd
 }
 
+// printReport is a report as the user asked for it.
+func (a *app) printReport(r appliance.Report) {
+	if a.json {
+		a.printJSON(r)
+	} else {
+		printSummary(a.out, r)
+	}
+}
+
 func (a *app) showCommand() *cobra.Command {
 	return a.idCommand("show", "Show one migration; the beginning of its id is enough",
 		func(ctx context.Context, c *appliance.Client, id string) error {
@@ -88,11 +97,7 @@ func (a *app) showCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if a.json {
-				a.printJSON(r)
-			} else {
-				printSummary(a.out, r)
-			}
+			a.printReport(r)
 			return nil
 		})
 }
@@ -114,11 +119,7 @@ func (a *app) cancelCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if a.json {
-				a.printJSON(r)
-			} else {
-				printSummary(a.out, r)
-			}
+			a.printReport(r)
 			if r.Outcome == appliance.OutcomeCanceled {
 				return nil
 			}
@@ -137,11 +138,7 @@ func (a *app) resolveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if a.json {
-				a.printJSON(r)
-			} else {
-				printSummary(a.out, r)
-			}
+			a.printReport(r)
 			return nil
 		})
 	cmd.Long = `Decide whose a process is, where a host or its journal was lost in the middle of its switch.
