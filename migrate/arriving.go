@@ -51,7 +51,14 @@ func newArriving(d *Destination, id transport.MigrationID) *arriving {
 	}
 }
 
+// take waits for the turn. What was heard is obeyed where the turn is free, also
+// when the connection that said it has ended since.
 func (a *arriving) take(ctx context.Context) error {
+	select {
+	case a.turn <- struct{}{}:
+		return nil
+	default:
+	}
 	select {
 	case a.turn <- struct{}{}:
 		return nil

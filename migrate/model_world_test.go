@@ -279,4 +279,9 @@ func (l *life) work(ctx context.Context, d time.Duration) error {
 	return context.Cause(ctx)
 }
 
-func (w *world) dump() string { return strings.Join(w.trace, "\n") }
+// dump is all that happened. Caller does not hold w.mu.
+func (w *world) dump() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return strings.Join(w.trace, "\n")
+}

@@ -147,6 +147,7 @@ func TestResolveCommitThere(t *testing.T) {
 		l, src := s.newLife()
 		s.begin(l, src.Run)
 		s.until(DestReady)
+		time.Sleep(time.Second)
 		if err := s.dest.ResolveCommit(t.Context(), modelID); err == nil || !strings.Contains(err.Error(), "0 of 4") {
 			t.Fatal(err)
 		}
