@@ -16,7 +16,9 @@ const maxUnmapped = 64 << 20
 // mappings.
 func (c *capture) memory(found content) (image.Memory, error) {
 	lazy, eager := c.sort(found.own)
-	lazy = append(lazy, c.orphans...)
+	for _, r := range c.orphans {
+		lazy.Add(r)
+	}
 	for i := range c.img.Memories {
 		if i >= len(c.data) {
 			break // only descriptors hold those: checkpoint/fds carries them
@@ -25,7 +27,10 @@ func (c *capture) memory(found content) (image.Memory, error) {
 		if err != nil {
 			return image.Memory{}, err
 		}
-		lazy, eager = append(lazy, l...), append(eager, e...)
+		for _, r := range l {
+			lazy.Add(r)
+		}
+		eager = append(eager, e...)
 	}
 	return c.settled(lazy, eager, found.guards), nil
 }
@@ -36,47 +41,45 @@ func (c *capture) anonymous(found content) image.Memory {
 	return c.settled(lazy, eager, found.guards)
 }
 
-// sort goes by the mappings that pages lie in.
-func (c *capture) sort(own []page.Range) (lazy, eager []page.Range) {
-	vmas := c.p.VMAs
-	i := 0
-	for _, r := range own {
-		for i < len(vmas) && vmas[i].End <= r.Start {
-			i++
+// sort goes by the mappings that pages lie in. It takes own over: nearly all of
+// it is lazy as a rule, and stays where it is.
+func (c *capture) sort(own page.Set) (lazy page.Set, eager []page.Range) {
+	lazy = own
+	end := page.Addr(0) // of the mapping before
+	for i := range c.p.VMAs {
+		v := &c.p.VMAs[i]
+		lazy.Remove(page.Range{Start: end, End: v.Start})
+		end = v.End
+		// Droppable: the program is prepared to find zeros at any moment, and a
+		// userfaultfd does not register there.
+		drop := v.Has("dp")
+		if v.Kind == image.VMAAnon && !drop {
+			continue
 		}
-		for j := i; j < len(vmas) && vmas[j].Start < r.End; j++ {
-			v := &vmas[j]
-			switch part := v.Intersect(r); {
-			case v.Has("dp"):
-				// Droppable: the program is prepared to find zeros at any
-				// moment, and a userfaultfd does not register there.
-			case v.Kind == image.VMAAnon:
-				lazy = append(lazy, part)
-			case v.Kind == image.VMAFile, v.Kind == image.VMADevice, v.Kind == image.VMAShared && !v.Shared:
-				eager = append(eager, part)
-			}
+		part := lazy.Remove(v.Range)
+		switch {
+		case drop:
+		case v.Kind == image.VMAFile, v.Kind == image.VMADevice, v.Kind == image.VMAShared && !v.Shared:
+			eager = append(eager, part...)
 		}
 	}
+	lazy.Remove(page.Range{Start: end, End: ^page.Addr(0)})
 	return lazy, eager
 }
 
 // settled makes pages eager that the end of a thread needs, and finds the hot
 // ones.
-func (c *capture) settled(lazy, eager, guards []page.Range) image.Memory {
-	m := image.Memory{Lazy: page.NewSet(lazy...)}
+func (c *capture) settled(lazy page.Set, eager []page.Range, guards page.Set) image.Memory {
+	m := image.Memory{Lazy: lazy}
 	for _, r := range c.atExit() {
 		eager = append(eager, m.Lazy.Remove(r)...)
 	}
 	m.Eager = page.NewSet(eager...)
 	m.Hot = c.hot(&m.Lazy)
-	if len(guards) == 0 {
-		return m
-	}
 	var inside []page.Range
-	set := page.NewSet(guards...)
 	for i := range c.p.VMAs {
 		if v := &c.p.VMAs[i]; v.Kind == image.VMAAnon {
-			inside = append(inside, set.Intersect(v.Range)...)
+			inside = append(inside, guards.Intersect(v.Range)...)
 		}
 	}
 	m.Guards = page.NewSet(inside...)

@@ -7,8 +7,8 @@ import (
 
 // content is where a process has pages of its own.
 type content struct {
-	own    []page.Range // ascending
-	guards []page.Range
+	own    page.Set
+	guards page.Set
 	err    error
 }
 
@@ -51,9 +51,7 @@ func findContent(pid int, maps []proc.Mapping, anon bool) (c content) {
 	var mapped uint64 // of it
 	walk := func() {
 		if c.err == nil && !run.Empty() {
-			c.err = pm.Find(run, anon,
-				func(r page.Range) { c.own = append(c.own, r) },
-				func(r page.Range) { c.guards = append(c.guards, r) })
+			c.err = pm.Find(run, anon, c.own.Add, c.guards.Add)
 		}
 		run, mapped = page.Range{}, 0
 	}

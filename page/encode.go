@@ -29,7 +29,10 @@ func ParseSet(b []byte) (Set, []byte, error) {
 	if err != nil || n > uint64(len(b))/2 {
 		return Set{}, nil, ErrSet
 	}
-	s := Set{make([]Range, 0, n)}
+	var s Set
+	if n > 0 {
+		s.r = make([]Range, 0, n)
+	}
 	at := uint64(0)
 	const most = 1 << (64 - Shift)
 	for i := range n {
@@ -49,6 +52,22 @@ func ParseSet(b []byte) (Set, []byte, error) {
 		s.r = append(s.r, Range{start.Addr(), Num(at).Addr()})
 	}
 	return s, b, nil
+}
+
+// MarshalBinary is AppendSet, for encoders that look for it.
+func (s Set) MarshalBinary() ([]byte, error) { return AppendSet(nil, &s), nil }
+
+// UnmarshalBinary is ParseSet of all of b.
+func (s *Set) UnmarshalBinary(b []byte) error {
+	got, rest, err := ParseSet(b)
+	if err == nil && len(rest) > 0 {
+		err = ErrSet
+	}
+	if err != nil {
+		return err
+	}
+	*s = got
+	return nil
 }
 
 func uvarint(b []byte) (uint64, []byte, error) {

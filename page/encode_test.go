@@ -19,6 +19,14 @@ func TestSetEncoding(t *testing.T) {
 		if err != nil || string(rest) != "tail" || !slices.Equal(got.Ranges(), s.Ranges()) {
 			t.Fatalf("round trip of %v: %v %q %v", s, got, rest, err)
 		}
+		var again Set
+		b, _ := s.MarshalBinary()
+		if err := again.UnmarshalBinary(b); err != nil || !slices.Equal(again.Ranges(), s.Ranges()) {
+			t.Fatalf("round trip of %v: %v %v", s, again, err)
+		}
+		if again.UnmarshalBinary(append(b, 0)) == nil {
+			t.Fatal("a byte too many was not seen")
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package page
 
 import (
 	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -116,6 +117,39 @@ func TestBitmapRanges(t *testing.T) {
 			if b.NextSet(k, n) != ns || b.NextClear(k, n) != nc {
 				t.Fatalf("NextSet/NextClear(%d) = %d/%d, want %d/%d", k, b.NextSet(k, n), b.NextClear(k, n), ns, nc)
 			}
+		}
+	}
+}
+
+// TestUnion compares with adding one after the other, and counts inside ranges.
+func TestUnion(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 2))
+	some := func() Range {
+		a := Addr(rnd.IntN(200))
+		return Range{a, a + Addr(rnd.IntN(10))}
+	}
+	for range 500 {
+		var rs []Range
+		var parts [2]Set
+		for range rnd.IntN(20) {
+			r := some()
+			rs = append(rs, r)
+			parts[rnd.IntN(2)].Add(r)
+		}
+		want := NewSet(rs...)
+		got := Union(&parts[0], &parts[1])
+		if !slices.Equal(got.Ranges(), want.Ranges()) {
+			t.Fatalf("%v and %v make %v, want %v", parts[0], parts[1], got, want)
+		}
+		r := some()
+		var n uint64
+		for _, p := range got.Intersect(r) {
+			n += p.Bytes()
+		}
+		if got.BytesIn(r) != n || got.Covers(r) != (len(got.Gaps(r)) == 0) {
+			t.Fatalf("%v in %v: %d bytes, want %d; covers: %v", r, got, got.BytesIn(r), n, got.Covers(r))
 		}
 	}
 }

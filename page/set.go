@@ -1,6 +1,7 @@
 package page
 
 import (
+	"cmp"
 	"slices"
 	"sort"
 )
@@ -10,23 +11,44 @@ import (
 // constant time per Add.
 type Set struct{ r []Range }
 
-// NewSet returns the set of all addresses in rs, in any order.
+// NewSet returns the set of all addresses in rs, in any order. What is in
+// ascending order is not sorted: a fragmented process has hundreds of thousands.
 func NewSet(rs ...Range) Set {
+	byStart := func(a, b Range) int { return cmp.Compare(a.Start, b.Start) }
+	if !slices.IsSortedFunc(rs, byStart) {
+		rs = slices.Clone(rs)
+		slices.SortFunc(rs, byStart)
+	}
 	var s Set
-	rs = slices.Clone(rs)
-	slices.SortFunc(rs, func(a, b Range) int {
-		switch {
-		case a.Start < b.Start:
-			return -1
-		case a.Start > b.Start:
-			return 1
-		}
-		return 0
-	})
+	if len(rs) > 0 {
+		s.r = make([]Range, 0, len(rs))
+	}
 	for _, r := range rs {
 		s.Add(r)
 	}
 	return s
+}
+
+// Union returns what is in a or in b. It may share memory with them: neither it
+// nor they may be changed then, but by Clone.
+func Union(a, b *Set) Set {
+	switch {
+	case a.Empty():
+		return *b
+	case b.Empty():
+		return *a
+	}
+	out := Set{make([]Range, 0, len(a.r)+len(b.r))}
+	for x, y := a.r, b.r; len(x)+len(y) > 0; {
+		if len(y) == 0 || len(x) > 0 && x[0].Start <= y[0].Start {
+			out.Add(x[0])
+			x = x[1:]
+		} else {
+			out.Add(y[0])
+			y = y[1:]
+		}
+	}
+	return out
 }
 
 // Ranges returns the ranges in ascending order. The slice is s's own: read only.
@@ -124,6 +146,26 @@ func (s *Set) Intersect(r Range) []Range {
 		out = append(out, s.r[i].Intersect(r))
 	}
 	return out
+}
+
+// BytesIn is the number of bytes of s inside r.
+func (s *Set) BytesIn(r Range) (n uint64) {
+	if r.Empty() {
+		return 0
+	}
+	for i := s.first(r.Start); i < len(s.r) && s.r[i].Start < r.End; i++ {
+		n += s.r[i].Intersect(r).Bytes()
+	}
+	return n
+}
+
+// Covers reports whether all of r is in s.
+func (s *Set) Covers(r Range) bool {
+	if r.Empty() {
+		return true
+	}
+	got, ok := s.Find(r.Start)
+	return ok && got.End >= r.End
 }
 
 // Gaps returns the parts of r that are not in s, in ascending order.

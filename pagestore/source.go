@@ -113,11 +113,11 @@ func (s *Source) Eager() []Span { return s.eager }
 // The id must be new.
 func (s *Store) AddSource(id page.Space, lazy, eager, hot page.Set) (*Source, error) {
 	for _, r := range eager.Ranges() {
-		if len(lazy.Intersect(r)) > 0 {
+		if lazy.BytesIn(r) > 0 {
 			return nil, fmt.Errorf("pagestore: space %d: %v is both lazy and eager", id, r)
 		}
 	}
-	all := page.NewSet(slices.Concat(lazy.Ranges(), eager.Ranges())...)
+	all := page.Union(&lazy, &eager)
 	for _, set := range []*page.Set{&all, &hot} {
 		for _, r := range set.Ranges() {
 			if !r.Aligned() {

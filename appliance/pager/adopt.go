@@ -39,7 +39,7 @@ func (s *server) adopt(m adoptMsg, p packet, files []*os.File) error {
 			segs[i].Flags |= pagestore.Shared
 		}
 	}
-	if err := covered(m); err != nil {
+	if err := covered(&m); err != nil {
 		return err
 	}
 	// Numbers that a pager which takes over can keep.
@@ -65,7 +65,7 @@ func (s *server) adopt(m adoptMsg, p packet, files []*os.File) error {
 			return fmt.Errorf("pager: userfaultfd: %w", err)
 		}
 	}
-	src, err := s.store.AddSource(m.Space, page.NewSet(m.Lazy...), page.NewSet(m.Eager...), page.NewSet(m.Hot...))
+	src, err := s.store.AddSource(m.Space, m.Lazy, m.Eager, m.Hot)
 	if err != nil {
 		return err
 	}
@@ -82,7 +82,7 @@ func (s *server) adopt(m adoptMsg, p packet, files []*os.File) error {
 }
 
 // covered checks that every page has a region, lazy ones a trapped one.
-func covered(m adoptMsg) error {
+func covered(m *adoptMsg) error {
 	var trapped, all page.Set
 	for _, r := range m.Regions {
 		all.Add(r.Range)
@@ -91,13 +91,12 @@ func covered(m adoptMsg) error {
 		}
 	}
 	for _, c := range []struct {
-		what string
-		rs   []page.Range
-		in   *page.Set
-	}{{"lazy", m.Lazy, &trapped}, {"eager", m.Eager, &all}} {
-		for _, r := range c.rs {
-			if g := c.in.Gaps(r); len(g) > 0 {
-				return fmt.Errorf("pager: space %d: %s pages %v have no region to go to", m.Space, c.what, g[0])
+		what    string
+		set, in *page.Set
+	}{{"lazy", &m.Lazy, &trapped}, {"eager", &m.Eager, &all}} {
+		for _, r := range c.set.Ranges() {
+			if !c.in.Covers(r) {
+				return fmt.Errorf("pager: space %d: %s pages %v have no region to go to", m.Space, c.what, r)
 			}
 		}
 	}

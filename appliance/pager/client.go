@@ -263,7 +263,7 @@ func (c *Client) AttachFile(ctx context.Context, pf PageFile) error {
 func (c *Client) Adopt(ctx context.Context, a Adoption) error {
 	m := adoptMsg{
 		Space: a.Space, PID: a.PID, UFFD: a.UFFD != nil, Mem: a.Mem != nil, Regions: a.Regions,
-		Lazy: a.Lazy.Ranges(), Eager: a.Eager.Ranges(), Hot: a.Hot.Ranges(),
+		Lazy: a.Lazy, Eager: a.Eager, Hot: a.Hot,
 	}
 	var files []*os.File
 	for _, f := range []*os.File{a.UFFD, a.Mem} {

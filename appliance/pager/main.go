@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"runtime"
-	"runtime/debug"
 
 	"github.com/pageferry/pageferry/internal/sys"
 	"golang.org/x/sys/unix"
@@ -32,11 +30,7 @@ func Main(args []string) int {
 		fmt.Fprintln(os.Stderr, "pageferry pager:", err)
 		return 1
 	}
-	// A goroutine that comes back from a system call needs a processor of the
-	// scheduler. There must always be one: which thread runs is the kernel's
-	// to decide, which knows their priorities.
-	runtime.GOMAXPROCS(max(16, 2*runtime.NumCPU()))
-	debug.SetGCPercent(50)
+	TuneRuntime()
 	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, -10)
 
 	f := os.NewFile(controlFD, "control")

@@ -55,14 +55,14 @@ type fileMsg struct {
 }
 
 type adoptMsg struct {
-	Space   page.Space   `cbor:"1,keyasint"`
-	PID     int          `cbor:"2,keyasint"`
-	UFFD    bool         `cbor:"3,keyasint"` // descriptors come in this order
-	Mem     bool         `cbor:"4,keyasint"`
-	Regions []Region     `cbor:"5,keyasint"`
-	Lazy    []page.Range `cbor:"6,keyasint"`
-	Eager   []page.Range `cbor:"7,keyasint"`
-	Hot     []page.Range `cbor:"8,keyasint"`
+	Space   page.Space `cbor:"1,keyasint"`
+	PID     int        `cbor:"2,keyasint"`
+	UFFD    bool       `cbor:"3,keyasint"` // descriptors come in this order
+	Mem     bool       `cbor:"4,keyasint"`
+	Regions []Region   `cbor:"5,keyasint"`
+	Lazy    page.Set   `cbor:"6,keyasint"`
+	Eager   page.Set   `cbor:"7,keyasint"`
+	Hot     page.Set   `cbor:"8,keyasint"`
 }
 
 type eventMsg struct {

@@ -35,7 +35,8 @@ func (m *Memory) sets() []*page.Set {
 }
 
 // Join returns the maps of a and b as one for each space: what each says holds.
-// The sets of a and b do not overlap. Neither is changed.
+// The sets of a and b do not overlap. Neither is changed; the result may share
+// memory with them.
 func Join(a, b []Memory) []Memory {
 	out := append([]Memory(nil), a...)
 	for i := range b {
@@ -46,7 +47,7 @@ func Join(a, b []Memory) []Memory {
 		}
 		from := b[i].sets()
 		for j, s := range out[k].sets() {
-			*s = page.NewSet(append(slices.Clone(s.Ranges()), from[j].Ranges()...)...)
+			*s = page.Union(s, from[j])
 		}
 	}
 	return out

@@ -24,7 +24,7 @@ func droppable(p *image.Process, m *image.Memory) *image.Memory {
 			continue
 		}
 		for _, s := range []*page.Set{&out.Lazy, &out.Eager, &out.Hot} {
-			if len(s.Intersect(v.Range)) > 0 {
+			if s.BytesIn(v.Range) > 0 {
 				*s = s.Clone()
 				s.Remove(v.Range)
 			}
@@ -43,10 +43,10 @@ func planRegions(p *image.Process, m *image.Memory) ([]Region, error) {
 		if v.Kind == image.VMAVsyscall {
 			continue
 		}
-		l, e := bytesOf(m.Lazy.Intersect(v.Range)), bytesOf(m.Eager.Intersect(v.Range))
+		l, e := m.Lazy.BytesIn(v.Range), m.Eager.BytesIn(v.Range)
 		lazy, eager = lazy+l, eager+e
 		if v.Kind == image.VMAAnon {
-			guards += bytesOf(m.Guards.Intersect(v.Range))
+			guards += m.Guards.BytesIn(v.Range)
 		}
 		switch {
 		case l > 0 && v.Kind != image.VMAAnon && v.Kind != image.VMAShared && v.Kind != image.VMADevice:
@@ -61,13 +61,6 @@ func planRegions(p *image.Process, m *image.Memory) ([]Region, error) {
 		return nil, fmt.Errorf("%w: content outside the mappings", image.ErrFormat)
 	}
 	return rs, nil
-}
-
-func bytesOf(rs []page.Range) (n uint64) {
-	for _, r := range rs {
-		n += r.Bytes()
-	}
-	return n
 }
 
 // uffdFeatures are those of every trapped process. The events tell of memory

@@ -5,11 +5,11 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
-	"runtime"
 
 	"github.com/spf13/cobra"
 
 	"github.com/pageferry/pageferry/appliance"
+	"github.com/pageferry/pageferry/appliance/pager"
 )
 
 const defaultConfig = "/etc/pageferry/daemon.yaml"
@@ -43,10 +43,7 @@ arrived here live on, and unfinished migrations are taken up by the next daemon.
 			if err != nil {
 				return err
 			}
-			// Page lanes keep the scheduler's processors while they wait a moment, and
-			// take one when they come back from a longer wait: there must always be
-			// one. Which thread runs is the kernel's to decide.
-			runtime.GOMAXPROCS(max(16, 2*runtime.NumCPU()))
+			pager.TuneRuntime()
 			return d.Run(ctx)
 		}),
 	}
