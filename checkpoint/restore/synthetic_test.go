@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -161,10 +163,26 @@ func tiny(t *testing.T, pid int) (*image.Image, []image.Memory, *pages, string) 
 	return img, []image.Memory{m}, &pages{content: map[page.Addr][]byte{text: textPage, data: dataPage}}, out
 }
 
-// freePID is a pid that nobody has, as far as can be told.
+// freePID is a pid that nobody has, and that nobody gets for a while: the kernel
+// hands them out in ascending order, so it is one that lies behind the last.
 func freePID(t *testing.T) int {
 	t.Helper()
-	for pid := 20000; pid < 32000; pid += 7 {
+	number := func(name string) int {
+		b, err := os.ReadFile("/proc/sys/kernel/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := strconv.Atoi(strings.TrimSpace(string(b)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	last := number("ns_last_pid")
+	if last < 10_000 {
+		last = number("pid_max")
+	}
+	for pid := last - 1000; pid > last-8000; pid -= 7 {
 		if unix.Kill(pid, 0) == unix.ESRCH {
 			return pid
 		}
