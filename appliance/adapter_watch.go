@@ -34,7 +34,7 @@ func (a *arrival) watch(p *pager.Client) {
 			if over {
 				return
 			}
-			a.log.Warn("pager has died, another takes over", "err", ev.Err)
+			a.log.Warn("pager has died, another takes over", "err", ev.Err, "said", pager.LastWords(a.dir))
 			if err := a.revive(context.Background(), p); err != nil && !errors.Is(err, migrate.ErrGone) {
 				a.log.Error("no pager could take over; the process waits at its next missing page", "err", err)
 			}

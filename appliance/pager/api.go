@@ -45,7 +45,8 @@ type Config struct {
 	// IdleSleep lets the host's idle processors sleep while the pager is there.
 	// Otherwise they poll, and faults are answered sooner.
 	IdleSleep bool
-	// Log receives the pager's own log. Default: discarded.
+	// Log receives the pager's own log. Default: the file pager.log in Dir, which
+	// nobody can keep from being written to by not reading it. See LastWords.
 	Log *os.File
 }
 

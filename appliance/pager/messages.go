@@ -77,6 +77,7 @@ const (
 	socketName = "pager.sock"
 	stateName  = "pager.state"
 	storeName  = "pageferry-store"
+	logName    = "pager.log"
 )
 
 // startTime is when pid started, in clock ticks after boot: with it a pid means

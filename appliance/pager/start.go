@@ -79,6 +79,13 @@ func start(ctx context.Context, cfg Config, oldKeeper int) (*Client, error) {
 		return nil, err
 	}
 	cmd.ExtraFiles = []*os.File{theirs} // controlFD
+	if cfg.Log == nil {
+		// It has no log where there is no space: that must not keep it from work.
+		if f, err := openLog(cfg.Dir); err == nil {
+			defer f.Close()
+			cmd.Stderr = f
+		}
+	}
 	if cfg.Cgroup != "" {
 		dir, err := os.Open(cfg.Cgroup)
 		if err != nil {
@@ -167,9 +174,8 @@ func command(cfg Config) (*exec.Cmd, error) {
 	// A session of its own: a signal to the daemon's group is not for it. No
 	// parent death signal: it survives the daemon.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	cmd.Stderr = cfg.Log
-	if cfg.Log == nil {
-		cmd.Stderr = nil
+	if cfg.Log != nil {
+		cmd.Stderr = cfg.Log
 	}
 	cmd.Dir = "/"
 	return cmd, nil
@@ -321,6 +327,7 @@ func removeState(dir string) {
 	_ = os.Remove(filepath.Join(dir, socketName))
 	_ = os.Remove(filepath.Join(dir, stateName))
 	_ = os.Remove(filepath.Join(dir, stateName+".new"))
+	_ = os.Remove(filepath.Join(dir, logName))
 }
 
 // endByPID kills a process that started at start, if it is there.

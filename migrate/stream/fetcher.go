@@ -73,20 +73,19 @@ type Fetcher struct {
 	ticker chan struct{} // closed by Close
 	wg     sync.WaitGroup
 
-	mu       sync.Mutex
-	lanes    []*lane
-	started  bool
-	all      bool // not only hot and eager pages
-	near     bool // those around a page that a thread waits for too
-	begin    *time.Timer
-	blocks   []piece // around such pages; the last comes first
-	closed   bool
-	flight   map[*pagestore.Source]*flight
-	redo     []piece
-	next     func() (*pagestore.Source, pagestore.Span, bool)
-	stopNext func()
-	cur      piece
-	told     struct{ eager, resident bool }
+	mu      sync.Mutex
+	lanes   []*lane
+	started bool
+	all     bool // not only hot and eager pages
+	near    bool // those around a page that a thread waits for too
+	begin   *time.Timer
+	blocks  []piece // around such pages; the last comes first
+	closed  bool
+	flight  map[*pagestore.Source]*flight
+	redo    []piece
+	next    Next
+	cur     piece
+	told    struct{ eager, resident bool }
 }
 
 // piece is a run of pages of a source.
@@ -244,10 +243,7 @@ func (f *Fetcher) Close() error {
 	f.wg.Wait()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.stopNext != nil {
-		f.stopNext()
-		f.next, f.stopNext = nil, nil
-	}
+	f.next = nil
 	return nil
 }
 

@@ -1,23 +1,18 @@
 package stream
 
 import (
-	"iter"
-
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/pagestore"
 )
 
 // rewind begins the order anew; mu is held.
 func (f *Fetcher) rewind() {
-	if f.stopNext != nil {
-		f.stopNext()
-	}
 	f.cur = piece{}
 	order := Order(hotEager)
 	if f.all {
 		order = f.cfg.Order
 	}
-	f.next, f.stopNext = iter.Pull2(order(f.st))
+	f.next = order(f.st)
 }
 
 // take returns up to n pages of one source that are missing and not asked for,
@@ -80,8 +75,7 @@ func (f *Fetcher) head() *piece {
 		}
 		src, sp, ok := f.next()
 		if !ok {
-			f.stopNext()
-			f.next, f.stopNext = nil, nil
+			f.next = nil
 			return nil
 		}
 		f.cur = piece{src, sp}

@@ -1,40 +1,55 @@
 package stream
 
 import (
-	"iter"
-
 	"github.com/pageferry/pageferry/pagestore"
 )
 
 // Order is what the background stream goes by: runs of pages, earlier ones
 // first. Pages that are not missing are skipped, so it may name pages twice. It
 // is begun anew when something is missing after its end.
-type Order func(*pagestore.Store) iter.Seq2[*pagestore.Source, pagestore.Span]
+//
+// What it returns is called by one goroutine at a time, but by many, some of
+// which own their threads. That is why it is no iterator: the runtime ends the
+// program that resumes an iter.Pull under another thread lock than it began with.
+type Order func(*pagestore.Store) Next
+
+// Next returns the next run; ok is false at the end.
+type Next func() (src *pagestore.Source, run pagestore.Span, ok bool)
 
 // HotEagerAscending is the default order: what is touched at once, what must be
 // there before the process runs, and the rest by address.
-func HotEagerAscending(st *pagestore.Store) iter.Seq2[*pagestore.Source, pagestore.Span] {
+func HotEagerAscending(st *pagestore.Store) Next {
 	return parts(st, (*pagestore.Source).Hot, (*pagestore.Source).Eager,
 		func(s *pagestore.Source) []pagestore.Span { return []pagestore.Span{{First: 0, End: s.Len()}} })
 }
 
 // hotEager is the beginning of every order: what is fetched before the process
 // runs, while all that is not needed for that would only be in the way.
-func hotEager(st *pagestore.Store) iter.Seq2[*pagestore.Source, pagestore.Span] {
+func hotEager(st *pagestore.Store) Next {
 	return parts(st, (*pagestore.Source).Hot, (*pagestore.Source).Eager)
 }
 
-func parts(st *pagestore.Store, of ...func(*pagestore.Source) []pagestore.Span) iter.Seq2[*pagestore.Source, pagestore.Span] {
-	return func(yield func(*pagestore.Source, pagestore.Span) bool) {
-		sources := st.Sources()
-		for _, part := range of {
-			for _, src := range sources {
-				for _, sp := range part(src) {
-					if !yield(src, sp) {
-						return
-					}
-				}
-			}
+func parts(st *pagestore.Store, of ...func(*pagestore.Source) []pagestore.Span) Next {
+	type list struct {
+		src  *pagestore.Source
+		runs []pagestore.Span
+	}
+	var lists []list
+	for _, part := range of {
+		for _, src := range st.Sources() {
+			lists = append(lists, list{src, part(src)})
 		}
+	}
+	return func() (*pagestore.Source, pagestore.Span, bool) {
+		for len(lists) > 0 {
+			l := &lists[0]
+			if len(l.runs) > 0 {
+				run := l.runs[0]
+				l.runs = l.runs[1:]
+				return l.src, run, true
+			}
+			lists = lists[1:]
+		}
+		return nil, pagestore.Span{}, false
 	}
 }
