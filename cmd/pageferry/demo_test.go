@@ -33,9 +33,12 @@ func TestDemo(t *testing.T) {
 			a := &app{streams: streams{in: strings.NewReader(""), out: &out, err: &errs}, newEngine: newEngine}
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
-			status := runApp(ctx, a, append([]string{"demo", "--size", "32MiB", "--json"}, strings.Fields(c.args)...))
+			status := runApp(ctx, a, append([]string{"demo", "--size", "32MiB", "--json", "--verbose"}, strings.Fields(c.args)...))
 			if status != exitDone {
 				t.Fatalf("status %d:\n%s\n%s", status, out.String(), errs.String())
+			}
+			if strings.Contains(errs.String(), "pager has died") || !strings.Contains(errs.String(), "msg=switched") {
+				t.Errorf("a pager ended by itself, or there is no log:\n%s", errs.String())
 			}
 			m := outcome{out: out.String()}.lastLine(t)
 			hops, _ := m["hops"].([]any)

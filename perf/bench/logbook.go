@@ -3,6 +3,7 @@ package bench
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -23,6 +24,7 @@ type logBook struct {
 	lines []string // since the last take
 	steps []Step
 	ended map[string]bool // "id role" of migrations
+	died  string          // of a pager that ended by itself: no figure holds then
 	more  chan struct{}   // closed and replaced at every line
 }
 
@@ -56,6 +58,9 @@ func (b *logBook) line(line string) {
 		b.lines = b.lines[1:]
 	}
 	b.lines = append(b.lines, line)
+	if strings.Contains(line, "pager has died") {
+		b.died = line
+	}
 	fields := parseLog(line)
 	var msg, step, id, role string
 	for _, f := range fields {
@@ -112,8 +117,11 @@ func (b *logBook) finished(ctx context.Context, id, role string) ([]Step, error)
 	defer cancel()
 	for {
 		b.mu.Lock()
-		done, more := b.ended[id+" "+role], b.more
+		done, died, more := b.ended[id+" "+role], b.died, b.more
 		b.mu.Unlock()
+		if died != "" {
+			return nil, errors.New(died)
+		}
 		if done {
 			return b.take(id), nil
 		}

@@ -30,6 +30,8 @@ type rig struct {
 	keys     string
 	recorder *testutil.Recorder
 	broken   bool // a test has failed on it
+	// pagersKilled: a test ended pagers. Where none did, none may end.
+	pagersKilled atomic.Bool
 }
 
 // node is one host and its daemon.
@@ -282,7 +284,14 @@ func (l *logBuffer) tail(n int) string { return l.since(max(0, l.len()-n)) }
 // goroutines are at, and gives the rig up.
 func (r *rig) watch(t *testing.T) {
 	at := map[*node]int{r.a: r.a.log.len(), r.b: r.b.log.len()}
+	r.pagersKilled.Store(false)
 	t.Cleanup(func() {
+		for _, n := range r.nodes() {
+			s := n.log.since(at[n])
+			if i := strings.Index(s, "pager has died"); i >= 0 && !r.pagersKilled.Load() {
+				t.Errorf("a pager of host %s ended by itself: %s", n.name(), s[i:min(len(s), i+6000)])
+			}
+		}
 		if !t.Failed() {
 			return
 		}

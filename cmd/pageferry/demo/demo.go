@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -67,6 +68,9 @@ func Run(ctx context.Context, cfg Config) (_ *Result, err error) {
 	}
 	if cfg.Out == nil {
 		cfg.Out = io.Discard
+	}
+	if _, file := cfg.Out.(*os.File); !file {
+		cfg.Out = &inTurn{to: cfg.Out}
 	}
 	redis, err := exec.LookPath("redis-server")
 	if err != nil {
@@ -262,4 +266,16 @@ type OutcomeError struct{ Report appliance.Report }
 
 func (e *OutcomeError) Error() string {
 	return fmt.Sprintf("process %d to %s: %s: %s", e.Report.SourcePID, e.Report.Peer, e.Report.Outcome, e.Report.Reason)
+}
+
+// inTurn lets the daemons and the demo write to one Writer.
+type inTurn struct {
+	mu sync.Mutex
+	to io.Writer
+}
+
+func (w *inTurn) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.to.Write(p)
 }
