@@ -2,7 +2,6 @@ package checkpoint
 
 import (
 	"encoding/binary"
-
 	"slices"
 
 	"github.com/pageferry/pageferry/checkpoint/image"
@@ -95,7 +94,7 @@ func (c *capture) registers(th *image.Thread, how inject.Interrupted, mask uint6
 	if how.Code == inject.ERESTART_RESTARTBLOCK {
 		nr := how.Nr
 		if nr == unix.SYS_RESTART_SYSCALL {
-			nr = c.restarted(how.Ready.Rip)
+			nr = c.restarted(&how.Ready)
 		}
 		th.RestartB = &image.RestartB{SyscallNr: nr}
 		r.Rax = nr
@@ -115,29 +114,6 @@ func (c *capture) registers(th *image.Thread, how inject.Interrupted, mask uint6
 }
 
 func negative(e unix.Errno) uint64 { return uint64(-int64(e)) }
-
-// restarted finds which call a thread is in that the kernel has restarted once
-// already, by restart_syscall: rax no longer says it. All libraries load the
-// number just before the instruction. Without an answer, restart_syscall itself.
-func (c *capture) restarted(at uint64) uint64 {
-	const before = 24
-	var code [before]byte
-	m := c.s.mem.Load()
-	if err := m.ReadAt(code[:], addr(at-before)); err != nil {
-		return unix.SYS_RESTART_SYSCALL
-	}
-	for i := before - 5; i >= 0; i-- {
-		const movEAX = 0xb8
-		if code[i] != movEAX {
-			continue
-		}
-		switch nr := uint64(binary.LittleEndian.Uint32(code[i+1:])); nr {
-		case unix.SYS_POLL, unix.SYS_NANOSLEEP, unix.SYS_CLOCK_NANOSLEEP, unix.SYS_FUTEX:
-			return nr
-		}
-	}
-	return unix.SYS_RESTART_SYSCALL
-}
 
 // interrupted is a thread that the freeze found in a call.
 type interrupted struct {

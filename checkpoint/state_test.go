@@ -39,7 +39,7 @@ int main(void) {
 	struct sigevent ev = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGRTMIN + 2, .sigev_value.sival_int = 77 };
 	struct itimerspec its = { { 7, 0 }, { 1000, 0 } };
 	struct itimerval itv = { { 5, 0 }, { 2000, 0 } };
-	struct rlimit rl = { 123, 456 };
+	struct rlimit rl = { 123L << 30, 456L << 30 }; /* a limit that nobody lowers: raising one takes a capability */
 	sigset_t m;
 	timer_t tm;
 	pthread_t th;
@@ -59,7 +59,7 @@ int main(void) {
 	pthread_kill(pthread_self(), SIGTERM);
 	timer_create(CLOCK_MONOTONIC, &ev, &tm); timer_settime(tm, 0, &its, 0);
 	setitimer(ITIMER_REAL, &itv, 0);
-	setrlimit(RLIMIT_CORE, &rl);
+	setrlimit(RLIMIT_FSIZE, &rl);
 	umask(0123);
 	nice(3);
 	prctl(PR_SET_TIMERSLACK, 123456);
@@ -134,7 +134,7 @@ func TestStateInTheImage(t *testing.T) {
 	check(len(pt) == 1 && pt[0].Clock == unix.CLOCK_MONOTONIC && pt[0].IntervalNS == 7e9 && pt[0].ValueNS > 900e9 && uint32(pt[0].Value) == 77 &&
 		pt[0].Signal == 36, "timer", pt)
 	check(pr.ITimers[0].IntervalUS == 5e6 && pr.ITimers[0].ValueUS > 1900e6, "interval timer", pr.ITimers)
-	check(pr.Rlimits[unix.RLIMIT_CORE] == image.Rlimit{Resource: unix.RLIMIT_CORE, Cur: 123, Max: 456}, "limits", pr.Rlimits)
+	check(pr.Rlimits[unix.RLIMIT_FSIZE] == image.Rlimit{Resource: unix.RLIMIT_FSIZE, Cur: 123 << 30, Max: 456 << 30}, "limits", pr.Rlimits)
 	check(pr.Umask == 0o123 && pr.ChildSubreaper && pr.THPDisable && pr.Dumpable == 1 && !pr.Stopped, "process", pr.Umask)
 	check(pr.MM.StartCode != 0 && pr.MM.Brk >= pr.MM.StartBrk && pr.MM.ArgStart < pr.MM.ArgEnd, "mm", pr.MM)
 	check(bytes.HasPrefix(pr.VDSO, []byte("\x7fELF")) && bytes.Count(pr.VDSO[len(pr.VDSO)-512:], []byte{0}) == 512, "vdso", len(pr.VDSO))

@@ -117,7 +117,7 @@ func TestAttributes(t *testing.T) {
 	cmd := exec.Command("python3", "-u", "-c", `
 import ctypes, os, resource, signal, sys, threading, time
 libc = ctypes.CDLL(None, use_errno=True)
-resource.setrlimit(resource.RLIMIT_CORE, (4096, 8192))
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096 << 20, 8192 << 20))
 resource.setrlimit(resource.RLIMIT_NOFILE, (77, 99))
 os.sched_setaffinity(0, [0])
 libc.prctl(29, 12345678, 0, 0, 0)   # timer slack

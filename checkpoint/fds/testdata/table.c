@@ -25,6 +25,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/signalfd.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/timerfd.h>
@@ -95,6 +96,12 @@ static void make(void) {
 	int p[2];
 	struct sockaddr_un ua;
 	socklen_t ul;
+	struct rlimit files;
+	MUST(getrlimit(RLIMIT_NOFILE, &files));
+	if (files.rlim_cur <= HIGH) { /* 1024 is common */
+		files.rlim_cur = files.rlim_max;
+		MUST(setrlimit(RLIMIT_NOFILE, &files));
+	}
 	at(MUST(open("/dev/null", O_RDWR)), DEVNULL, 0);
 	MUST(dup2(DEVNULL, HIGH));
 	at(MUST(open("/dev/urandom", O_RDONLY)), URANDOM, 0);
