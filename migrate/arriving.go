@@ -39,6 +39,7 @@ type arriving struct {
 	rec     Record
 	pid     int
 	behind  bool               // an earlier daemon's, and takeUp has not worked yet
+	heard   bool               // the source had its time, see releaseLater
 	awaited context.CancelFunc // of the goroutine that waits for residency
 	waiter  chan struct{}      // closed when it has ended
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/pageferry/pageferry/transport"
 )
@@ -196,6 +197,10 @@ func (a *arriving) tryTakeUp(ctx context.Context) error {
 		if gone {
 			return a.record(DestLost, "it was released, and is gone without having ended by itself")
 		}
+		if st == DestCommitted && !a.heard && !a.rec.Resolved && !a.rec.PeerGone {
+			a.releaseLater()
+			return nil
+		}
 		return a.commit(ctx, nil, nil)
 	case DestResident:
 		if a.rec.PeerGone {
@@ -205,6 +210,42 @@ func (a *arriving) tryTakeUp(ctx context.Context) error {
 		a.tell(a.rec.Reason)
 	}
 	return nil
+}
+
+// releaseLater lets a process run whose COMMIT an earlier daemon has journalled,
+// when the source had the time to say otherwise: a person may have taken the
+// process back there while this host was away, and it may not have run here yet.
+// The source says COMMIT again as soon as it reaches this daemon. Caller has the
+// turn.
+func (a *arriving) releaseLater() {
+	if !a.d.begin() {
+		return
+	}
+	a.heard = true // or nothing was, in that time
+	_, changed := a.look()
+	go func() {
+		defer a.d.wg.Done()
+		t := time.NewTimer(a.d.t.Inquiry + a.d.t.BackoffMax)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-changed: // released, or given up
+			return
+		case <-a.d.ctx.Done():
+			return
+		}
+		if a.take(a.d.ctx) != nil {
+			return
+		}
+		var err error
+		if a.State() == DestCommitted {
+			err = a.takeUp(a.d.ctx)
+		}
+		a.give()
+		if err != nil {
+			a.takeUpLater()
+		}
+	}()
 }
 
 // takeUpLater goes on trying.
@@ -252,7 +293,10 @@ func (d *Destination) ResolveCommit(ctx context.Context, id transport.MigrationI
 		// The journal stays until the source has said DONE: one that came to
 		// hear of nothing would take its own copy back.
 		a.rec.Resolved = true
-		return a.record(st, ErrResolved.Error())
+		if err := a.record(st, ErrResolved.Error()); err != nil || st != DestCommitted {
+			return err
+		}
+		return a.commit(ctx, nil, nil)
 	case DestLost:
 		return errors.New("migrate: it is lost here; resolve at the source, whose copy is that of the switch")
 	default:

@@ -217,3 +217,45 @@ func TestResolveHere(t *testing.T) {
 		}
 	})
 }
+
+// TestCommittedAndAway: the destination died between its COMMIT and the release.
+// A person takes the process back meanwhile: it obeys before it lets anything
+// run. With nobody to hear it lets the process run, in the end.
+func TestCommittedAndAway(t *testing.T) {
+	for _, taken := range []bool{true, false} {
+		stage(t, ModeStop, func(t *testing.T, s *scene) {
+			s.at(faultCrash, "destination/journal/committed/after")
+			l, src := s.newLife()
+			ch := s.begin(l, src.Run)
+			time.Sleep(time.Minute)
+			s.want(copyHeld, copyHeld)
+			if taken {
+				if res, err := src.ResolveAbort(t.Context()); res.Outcome != OutcomeAborted || !res.Unsettled {
+					t.Fatalf("%+v, %v", res, err)
+				}
+				s.await(ch)
+				s.want(copyRunning, copyHeld)
+				s.startDest()
+				if err := src.Settle(l.ctx); err != nil {
+					t.Fatal(err)
+				}
+				s.want(copyRunning, copyNone)
+			} else {
+				l.crash()
+				s.startDest()
+				time.Sleep(time.Second)
+				s.want(copyHeld, copyHeld)
+				time.Sleep(time.Minute)
+				s.want(copyHeld, copyRunning)
+				l, src = s.newLife()
+				if o := s.await(s.begin(l, src.Recover)); o.res.Outcome != OutcomeDone {
+					t.Fatalf("%+v, %v", o.res, o.err)
+				}
+				s.want(copyDead, copyRunning)
+			}
+			if len(s.violations) > 0 {
+				t.Error(s.violations)
+			}
+		})
+	}
+}

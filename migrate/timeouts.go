@@ -22,7 +22,9 @@ type Timeouts struct {
 	// it has forgotten the migration, before it leaves that to Settle. 5 s.
 	Settle time.Duration
 	// Inquiry is how long a restarted source asks a destination that may have
-	// been resolved to go on, before it lets a held process run. 2 s.
+	// been resolved to go on, before it lets a held process run. 2 s. A restarted
+	// destination waits for it and BackoffMax until it lets one run whose COMMIT
+	// was journalled and whose source is not heard.
 	Inquiry time.Duration
 	// BackoffMin and BackoffMax bound the pauses between attempts. 50 ms, 5 s.
 	BackoffMin, BackoffMax time.Duration
