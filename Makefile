@@ -13,7 +13,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: bin/.modules ## bin/pageferry
-	@scripts/deps.sh cc libc
+	@scripts/deps.sh libc
 	$(GO) build -trimpath -o bin/pageferry ./cmd/pageferry
 
 test: bin/.modules ## everything, as root; a skipped test is a failed test

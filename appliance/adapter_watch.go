@@ -34,7 +34,7 @@ func (a *arrival) watch(p *pager.Client) {
 			if over {
 				return
 			}
-			a.log.Warn("pager has died, another takes over", "err", ev.Err, "said", pager.LastWords(a.dir))
+			a.log.Debug("the connection to the pager has ended", "err", ev.Err)
 			if err := a.revive(context.Background(), p); err != nil && !errors.Is(err, migrate.ErrGone) {
 				a.log.Error("no pager could take over; the process waits at its next missing page", "err", err)
 			}
@@ -118,6 +118,7 @@ func (a *arrival) lose(ctx context.Context, why error) error {
 func (a *arrival) reachPager(ctx context.Context) (*pager.Client, error) {
 	p, err := pager.Connect(ctx, a.pagerConfig())
 	if errors.Is(err, pager.ErrNoPager) {
+		a.log.Warn("pager has died, another takes over", "err", err, "said", pager.LastWords(a.dir))
 		p, err = pager.Takeover(ctx, a.pagerConfig(), 0)
 	}
 	return p, err

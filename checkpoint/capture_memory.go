@@ -41,31 +41,42 @@ func (c *capture) anonymous(found content) image.Memory {
 	return c.settled(lazy, eager, found.guards)
 }
 
-// sort goes by the mappings that pages lie in. It takes own over: nearly all of
-// it is lazy as a rule, and stays where it is.
+// sort goes by the mappings that pages lie in. Where all are lazy, as nearly
+// always in anonymous memory, it returns own itself.
 func (c *capture) sort(own page.Set) (lazy page.Set, eager []page.Range) {
-	lazy = own
-	end := page.Addr(0) // of the mapping before
-	for i := range c.p.VMAs {
-		v := &c.p.VMAs[i]
-		lazy.Remove(page.Range{Start: end, End: v.Start})
-		end = v.End
-		// Droppable: the program is prepared to find zeros at any moment, and a
-		// userfaultfd does not register there.
-		drop := v.Has("dp")
-		if v.Kind == image.VMAAnon && !drop {
-			continue
-		}
-		part := lazy.Remove(v.Range)
-		switch {
-		case drop:
-		case v.Kind == image.VMAFile, v.Kind == image.VMADevice, v.Kind == image.VMAShared && !v.Shared:
-			eager = append(eager, part...)
+	vmas := c.p.VMAs
+	left := own.Bytes()
+	for i := range vmas {
+		if isLazy(&vmas[i]) {
+			left -= own.BytesIn(vmas[i].Range)
 		}
 	}
-	lazy.Remove(page.Range{Start: end, End: ^page.Addr(0)})
+	if left == 0 {
+		return own, nil
+	}
+	i := 0
+	for _, r := range own.Ranges() {
+		for i < len(vmas) && vmas[i].End <= r.Start {
+			i++
+		}
+		for j := i; j < len(vmas) && vmas[j].Start < r.End; j++ {
+			v := &vmas[j]
+			switch part := v.Intersect(r); {
+			case isLazy(v):
+				lazy.Add(part)
+			case v.Has("dp"):
+			case v.Kind == image.VMAFile, v.Kind == image.VMADevice, v.Kind == image.VMAShared && !v.Shared:
+				eager = append(eager, part)
+			}
+		}
+	}
 	return lazy, eager
 }
+
+// isLazy reports whether pages in v may come later. Of droppable memory none
+// comes: the program is prepared to find zeros at any moment, and a userfaultfd
+// does not register there.
+func isLazy(v *image.VMA) bool { return v.Kind == image.VMAAnon && !v.Has("dp") }
 
 // settled makes pages eager that the end of a thread needs, and finds the hot
 // ones.

@@ -18,6 +18,9 @@ func (a *arriving) resume(ctx context.Context, c *control, m *resumeMsg) (resume
 		return resumeAckMsg{}, err
 	}
 	defer a.give()
+	if err := c.err(); err != nil { // a newer connection may have been answered
+		return resumeAckMsg{}, err
+	}
 	st := a.State()
 	if a.behind {
 		return resumeAckMsg{}, errBehind

@@ -54,8 +54,16 @@ func ParseSet(b []byte) (Set, []byte, error) {
 	return s, b, nil
 }
 
-// MarshalBinary is AppendSet, for encoders that look for it.
-func (s Set) MarshalBinary() ([]byte, error) { return AppendSet(nil, &s), nil }
+// MarshalBinary is AppendSet, for encoders that look for it. ErrSet where a range
+// is not aligned.
+func (s Set) MarshalBinary() ([]byte, error) {
+	for _, r := range s.r {
+		if !r.Aligned() {
+			return nil, ErrSet
+		}
+	}
+	return AppendSet(nil, &s), nil
+}
 
 // UnmarshalBinary is ParseSet of all of b.
 func (s *Set) UnmarshalBinary(b []byte) error {

@@ -26,7 +26,11 @@ for need in "$@"; do
 		fi
 		;;
 	cc) have cc || packages+=(gcc) ;;
-	libc) [[ -e /usr/include/stdio.h ]] || packages+=(libc6-dev) ;;
+	libc) # only of use to a C compiler; Go builds without, too
+		if have cc && ! echo '#include <stdio.h>' | cc -E - >/dev/null 2>&1; then
+			packages+=(libc6-dev)
+		fi
+		;;
 	ip) have ip || packages+=(iproute2) ;;
 	*) have "$need" || packages+=("$need") ;;
 	esac

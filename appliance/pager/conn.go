@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"sync"
@@ -143,7 +144,7 @@ func (c *conn) recv() (packet, []*os.File, error) {
 	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
 		return fail(errors.New("pager: truncated packet on the control connection"))
 	}
-	if err := cbor.Unmarshal(c.buf[:n], &p); err != nil {
+	if err := decMode.Unmarshal(c.buf[:n], &p); err != nil {
 		return fail(fmt.Errorf("pager: packet on the control connection: %w", err))
 	}
 	if p.Large {
@@ -201,8 +202,18 @@ func memfile(b []byte) (*os.File, error) {
 	return f, nil
 }
 
+// decMode takes lists of any length: a fragmented process has hundreds of
+// thousands of runs of pages, and both ends are ours.
+var decMode = func() cbor.DecMode {
+	m, err := cbor.DecOptions{MaxArrayElements: math.MaxInt32}.DecMode()
+	if err != nil {
+		panic(err)
+	}
+	return m
+}()
+
 func decode[T any](p packet) (v T, err error) {
-	if err = cbor.Unmarshal(p.Body, &v); err != nil {
+	if err = decMode.Unmarshal(p.Body, &v); err != nil {
 		err = fmt.Errorf("pager: body of %s: %w", p.Op, err)
 	}
 	return v, err

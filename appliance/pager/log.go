@@ -7,12 +7,22 @@ import (
 	"strings"
 )
 
-// openLog opens the log of the pagers of one migration. All write to its end.
+// openLog opens the log of the pagers of one migration, for another of them. All
+// write to its end.
 func openLog(dir string) (*os.File, error) {
-	return os.OpenFile(filepath.Join(dir, logName), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	f, err := os.OpenFile(filepath.Join(dir, logName), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err == nil {
+		_, err = f.WriteString(logStart)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 const (
+	logStart  = "-- a pager starts\n"
 	logTail   = 256 << 10
 	lastWords = 4 << 10
 )
@@ -31,6 +41,9 @@ func LastWords(dir string) string {
 	}
 	b, _ := io.ReadAll(io.LimitReader(f, logTail))
 	text := string(b)
+	if i := strings.LastIndex(text, logStart); i >= 0 {
+		text = text[i+len(logStart):]
+	}
 	at := -1
 	for _, begin := range []string{"panic: ", "fatal error: ", "SIG", "unexpected fault", "runtime: "} {
 		if strings.HasPrefix(text, begin) {

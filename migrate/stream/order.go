@@ -35,8 +35,9 @@ func parts(st *pagestore.Store, of ...func(*pagestore.Source) []pagestore.Span) 
 		runs []pagestore.Span
 	}
 	var lists []list
+	sources := st.Sources()
 	for _, part := range of {
-		for _, src := range st.Sources() {
+		for _, src := range sources {
 			lists = append(lists, list{src, part(src)})
 		}
 	}

@@ -42,7 +42,7 @@ func (n *node) pagers() (pagers, keepers []int) {
 
 // killPagers kills the pagers of the host and returns how many there were.
 func (n *node) killPagers() int {
-	n.r.pagersKilled.Store(true)
+	n.r.killed.Store(true)
 	ps, _ := n.pagers()
 	for _, p := range ps {
 		if fd, err := unix.PidfdOpen(p, 0); err == nil {

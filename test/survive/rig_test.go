@@ -30,8 +30,8 @@ type rig struct {
 	keys     string
 	recorder *testutil.Recorder
 	broken   bool // a test has failed on it
-	// pagersKilled: a test ended pagers. Where none did, none may end.
-	pagersKilled atomic.Bool
+	// killed: a test ended a daemon or a pager. Where none did, no pager may end.
+	killed atomic.Bool
 }
 
 // node is one host and its daemon.
@@ -187,6 +187,7 @@ func (n *node) await() error {
 
 // kill ends the daemon as kill -9 does.
 func (n *node) kill() {
+	n.r.killed.Store(true)
 	n.starting.Lock()
 	p := n.daemon.Load()
 	n.starting.Unlock()
@@ -284,11 +285,11 @@ func (l *logBuffer) tail(n int) string { return l.since(max(0, l.len()-n)) }
 // goroutines are at, and gives the rig up.
 func (r *rig) watch(t *testing.T) {
 	at := map[*node]int{r.a: r.a.log.len(), r.b: r.b.log.len()}
-	r.pagersKilled.Store(false)
+	r.killed.Store(false)
 	t.Cleanup(func() {
 		for _, n := range r.nodes() {
 			s := n.log.since(at[n])
-			if i := strings.Index(s, "pager has died"); i >= 0 && !r.pagersKilled.Load() {
+			if i := strings.Index(s, "pager has died"); i >= 0 && !r.killed.Load() {
 				t.Errorf("a pager of host %s ended by itself: %s", n.name(), s[i:min(len(s), i+6000)])
 			}
 		}
