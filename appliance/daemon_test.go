@@ -77,7 +77,7 @@ func TestMigrateBetweenDaemons(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			if there.Role != RoleDestination || there.Outcome != OutcomeDone {
+			if there.Role != RoleDestination || there.Outcome != OutcomeDone || there.Mode != mode || there.SourcePID != 4242 {
 				return fmt.Errorf("at the destination: %+v", there)
 			}
 			return nil

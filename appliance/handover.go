@@ -346,7 +346,7 @@ const (
 func (r *Report) follow(p migrate.Progress) {
 	r.State = p.State
 	if p.Role == migrate.RoleDestination {
-		r.DestPID = p.PID
+		r.DestPID, r.SourcePID, r.Mode = p.PID, p.SourcePID, string(p.Mode)
 	}
 	if p.Comm != "" {
 		r.Comm = p.Comm

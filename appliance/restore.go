@@ -92,7 +92,7 @@ func startLazy(ctx context.Context, dir string, id transport.MigrationID, c *sto
 	}
 	for space, index := range spaces {
 		slices.SortFunc(index, func(a, b pager.FileRange) int { return cmp.Compare(a.Range.Start, b.Range.Start) })
-		if err := t.client.AttachFile(ctx, pager.PageFile{File: c.Pages, Space: space, Index: index}); err != nil {
+		if err := t.client.AttachFile(ctx, pager.PageFile{File: c.Pages, Space: space, Index: index, Sums: c.Sums}); err != nil {
 			return nil, errors.Join(err, t.abort(context.WithoutCancel(ctx)))
 		}
 	}
@@ -153,7 +153,7 @@ func FinishLazy(ctx context.Context, dir, id string) error {
 	}
 	cfg := pager.Config{Dir: dir, ID: mid}
 	err = seeOff(ctx, cfg)
-	if err != nil && !errors.Is(err, pager.ErrGone) {
+	if err != nil && !errors.Is(err, pager.ErrGone) && !errors.Is(err, pager.ErrLost) {
 		return err
 	}
 	err = errors.Join(err, disband(ctx, id), os.RemoveAll(dir))
@@ -168,13 +168,14 @@ func seeOff(ctx context.Context, cfg pager.Config) error {
 		return err
 	}
 	defer c.Close()
-	if err := c.WaitResident(ctx); err != nil {
+	err = c.WaitResident(ctx)
+	if err != nil && !errors.Is(err, pager.ErrLost) {
 		return err
 	}
-	if err := c.Finish(ctx); err != nil && !errors.Is(err, pager.ErrGone) {
-		return err
+	if ferr := c.Finish(ctx); ferr != nil && !errors.Is(ferr, pager.ErrGone) {
+		return errors.Join(err, ferr)
 	}
-	return nil
+	return err
 }
 
 // disband takes a process out of the cgroup that was made to rebuild it, into that

@@ -138,6 +138,7 @@ func (d *Destination) recoverOne(ctx context.Context, rec Record) error {
 	a.peerName, a.peerInc = rec.PeerName, rec.PeerIncarnation
 	a.progress.State, a.progress.Started, a.progress.Comm = rec.State, rec.Started, rec.Comm
 	a.progress.Peer, a.progress.PID, a.progress.Reason = rec.PeerName, rec.DestPID, rec.Reason
+	a.progress.Mode, a.progress.SourcePID = rec.Mode, rec.SourcePID
 	if a.journal, err = d.cfg.Journals.Open(rec.Migration, RoleDestination); err != nil {
 		return err
 	}

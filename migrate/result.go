@@ -94,15 +94,18 @@ type Result struct {
 
 // Progress is a snapshot of a migration that goes on.
 type Progress struct {
-	ID      transport.MigrationID
-	Role    Role
-	State   string // of SourceState or DestState
-	Peer    string
-	Comm    string
-	Reason  string // of the last trouble, "" where there is none
-	PID     int    // on this host, 0 where it has none yet
-	Started time.Time
-	Elapsed time.Duration
+	ID     transport.MigrationID
+	Role   Role
+	Mode   Mode   // set at the destination
+	State  string // of SourceState or DestState
+	Peer   string
+	Comm   string
+	Reason string // of the last trouble, "" where there is none
+	PID    int    // on this host, 0 where it has none yet
+	// SourcePID is its pid at the source; set at the destination.
+	SourcePID int
+	Started   time.Time
+	Elapsed   time.Duration
 
 	BytesMemory uint64
 	BytesWire   uint64

@@ -136,6 +136,10 @@ type PageFile struct {
 	File  *os.File
 	Space page.Space
 	Index []FileRange // in ascending order of Range, not overlapping
+	// Sums are the CRC32C of each page of the file. A page that does not have it
+	// is lost, and with it all that is missing: the process gets SIGBUS at the
+	// next of them, instead of running on a damaged page. Nil: not checked.
+	Sums []uint32
 }
 
 // FileRange says that the pages of Range lie at Offset one after the other.

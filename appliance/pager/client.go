@@ -254,7 +254,7 @@ func (c *Client) NewEpoch(ctx context.Context, epoch uint32) error {
 // AttachFile makes a file a source of pages, in the place of lanes. The file
 // stays the caller's.
 func (c *Client) AttachFile(ctx context.Context, pf PageFile) error {
-	_, err := c.call(ctx, opFile, fileMsg{pf.Space, pf.Index}, pf.File)
+	_, err := c.call(ctx, opFile, fileMsg{pf.Space, pf.Index, pf.Sums}, pf.File)
 	return err
 }
 

@@ -1,8 +1,10 @@
 package pager
 
 import (
+	"errors"
 	"time"
 
+	"github.com/pageferry/pageferry/migrate/stream"
 	"github.com/pageferry/pageferry/pagestore"
 	"github.com/pageferry/pageferry/transport"
 )
@@ -26,6 +28,13 @@ func (s *server) tell(e eventMsg) {
 
 func (s *server) laneLost(id transport.LaneID, err error) {
 	s.tell(eventMsg{Kind: LaneLost, Lane: id, Err: err.Error(), Code: codeOf(err), Stats: s.stats()})
+	if s.fromFile.Load() && errors.Is(err, stream.ErrGone) {
+		// Nobody watches a lazy restore that could decide.
+		s.log.Error("what is missing is lost: its next touch is SIGBUS", "err", err)
+		if err := s.trap.Poison(); err != nil {
+			s.log.Error("poison", "err", err)
+		}
+	}
 }
 
 // progress tells how far it is, while that changes.

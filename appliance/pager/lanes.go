@@ -3,6 +3,7 @@ package pager
 import (
 	"context"
 	"fmt"
+	"hash/crc32"
 	"os"
 	"sort"
 	"time"
@@ -66,7 +67,8 @@ func (s *server) file(m fileMsg, f *os.File) error {
 			return fmt.Errorf("pager: index entry %d of the page file, %v, is out of order or not whole pages", i, r)
 		}
 	}
-	r := &fileReader{fd: fd, space: m.Space, index: m.Index}
+	r := &fileReader{fd: fd, space: m.Space, index: m.Index, sums: m.Sums}
+	s.fromFile.Store(true)
 	for i, kind := range []transport.Kind{transport.Urgent, transport.Bulk} {
 		id := transport.LaneID{Migration: s.cfg.ID, Epoch: s.store.Epoch(), Kind: kind, Index: uint8(i)}
 		if err := s.fetch.Attach(stream.NewLocalLane(id, r, s.pool)); err != nil {
@@ -81,9 +83,18 @@ type fileReader struct {
 	fd    int
 	space page.Space
 	index []FileRange
+	sums  []uint32
 }
 
+// ReadPages wraps stream.ErrGone: there is no other file to ask.
 func (r *fileReader) ReadPages(space page.Space, rs []page.Range, buf []byte) error {
+	if err := r.read(space, rs, buf); err != nil {
+		return fmt.Errorf("%w: %w", stream.ErrGone, err)
+	}
+	return nil
+}
+
+func (r *fileReader) read(space page.Space, rs []page.Range, buf []byte) error {
 	if space != r.space {
 		return fmt.Errorf("space %d is not in this file", space)
 	}
@@ -107,8 +118,28 @@ func (r *fileReader) ReadPages(space page.Space, rs []page.Range, buf []byte) er
 				}
 				b, at = b[n:], at+int64(n)
 			}
+			if err := r.check(part, e.Offset+int64(part.Start-e.Range.Start), buf); err != nil {
+				return err
+			}
 			buf = buf[part.Bytes():]
 			w.Start = part.End
+		}
+	}
+	return nil
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// check compares the pages of part, which were read at offset at into b, with
+// their checksums.
+func (r *fileReader) check(part page.Range, at int64, b []byte) error {
+	if r.sums == nil {
+		return nil
+	}
+	for k := range part.Pages() {
+		n := at>>page.Shift + int64(k)
+		if n >= int64(len(r.sums)) || crc32.Checksum(b[k*page.Size:(k+1)*page.Size], castagnoli) != r.sums[n] {
+			return fmt.Errorf("page %v, at offset %d of the file, is damaged", part.Start+page.Addr(k)<<page.Shift, n<<page.Shift)
 		}
 	}
 	return nil

@@ -52,6 +52,7 @@ type epochMsg struct {
 type fileMsg struct {
 	Space page.Space  `cbor:"1,keyasint"`
 	Index []FileRange `cbor:"2,keyasint"`
+	Sums  []uint32    `cbor:"3,keyasint,omitempty"`
 }
 
 type adoptMsg struct {

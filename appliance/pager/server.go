@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pageferry/pageferry/fault"
@@ -30,7 +31,9 @@ type server struct {
 	fetch *stream.Fetcher
 	pool  *transport.Pool
 	awake *os.File // keeps the host's processors from sleeping
-	sock  *net.UnixListener
+	// fromFile: pages come from a file, for which there is no other to ask.
+	fromFile atomic.Bool
+	sock     *net.UnixListener
 
 	ctx    context.Context // ends with the pager
 	cancel context.CancelFunc

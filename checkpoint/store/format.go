@@ -27,7 +27,8 @@ type Checkpoint struct {
 	Pages *os.File
 	Index []Extent
 
-	sums []uint32 // CRC32C of each page in the order of Index
+	// Sums are the CRC32C of each page of Pages, in its order.
+	Sums []uint32
 }
 
 // Extent is a range of pages that stands in the pages file at Offset (bytes).
@@ -127,7 +128,7 @@ func Open(dir string) (*Checkpoint, error) {
 		f.Close()
 		return fail(fmt.Errorf("%w: %s has not the %d bytes that the memory map says (%v)", image.ErrFormat, pagesFile, bytes, err))
 	}
-	return &Checkpoint{Image: img, Memory: ms, Pages: f, Index: ex, sums: sums}, nil
+	return &Checkpoint{Image: img, Memory: ms, Pages: f, Index: ex, Sums: sums}, nil
 }
 
 // Close closes the pages file.

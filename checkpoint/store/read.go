@@ -41,7 +41,7 @@ func (c *Checkpoint) each(keep func(Extent) bool, f func(at Extent, data []byte)
 }
 
 func (c *Checkpoint) check(at Extent, data []byte) error {
-	sums := c.sums[at.Offset/page.Size:]
+	sums := c.Sums[at.Offset/page.Size:]
 	for i := 0; i < len(data); i += page.Size {
 		if crc32.Checksum(data[i:i+page.Size], castagnoli) != sums[i/page.Size] {
 			return fmt.Errorf("%w: page %v in %s is damaged", image.ErrFormat, at.Start+page.Addr(i), pagesFile)

@@ -79,6 +79,74 @@ func TestCheckpointAndRestore(t *testing.T) {
 	}
 }
 
+// TestRestoreOfDamagedPages: a page of a checkpoint is not what was written. A
+// restore of all pages refuses; a lazy one runs until the process needs what is
+// missing, and ends with SIGBUS then: it never works with the damaged page.
+func TestRestoreOfDamagedPages(t *testing.T) {
+	testutil.Require(t, testutil.Root)
+	testutil.NoLeaks(t)
+	dir := t.TempDir()
+	verdict, saved := filepath.Join(dir, "verdict"), filepath.Join(dir, "saved")
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	cmd := exec.Command("/proc/self/exe", "workload", "--size", "32MiB", "--rate", "16MiB/s", "--report", verdict)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = null, null, null
+	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+	p := testutil.StartCmd(t, cmd, time.Minute)
+	testutil.Eventually(t, 20*time.Second, func() error {
+		var size, resident int
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", p.Pid()))
+		if _, serr := fmt.Sscan(string(data), &size, &resident); err != nil || serr != nil || resident < 32<<20/4096 {
+			return fmt.Errorf("%d pages resident, %v", resident, err)
+		}
+		return nil
+	})
+	if o := command(t, appliance.NewEngine(), "checkpoint", fmt.Sprint(p.Pid()), "--dir", saved); o.status != exitDone {
+		t.Fatalf("%+v", o)
+	}
+	<-p.Gone()
+	f, err := os.OpenFile(filepath.Join(saved, "pages.raw"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, at := make([]byte, 1), st.Size()/2+77
+	if _, err := f.ReadAt(b, at); err != nil {
+		t.Fatal(err)
+	}
+	b[0] ^= 1
+	if _, err := f.WriteAt(b, at); err != nil {
+		t.Fatal(err)
+	}
+	if o := program(t, "restore", "--dir", saved); o.status == exitDone || !bytes.Contains([]byte(o.err), []byte("damaged")) {
+		t.Fatalf("%+v", o)
+	}
+	_ = os.Remove(verdict)
+	o := program(t, "restore", "--dir", saved, "--lazy", "--json")
+	if o.status != exitDone {
+		return // it came to the damaged page before the process was to run
+	}
+	if fd, err := unix.PidfdOpen(int(o.lastLine(t)["dest_pid"].(float64)), 0); err == nil { // else it has ended already
+		defer unix.Close(fd)
+		_ = unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0) // it verifies all of its memory, or tries
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 20_000)
+		if n == 0 {
+			_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+			t.Fatalf("it waits for a page that nobody brings, %v", err)
+		}
+	}
+	if data, _ := os.ReadFile(verdict); len(data) > 0 {
+		t.Fatalf("it saw the damaged page: %q", data)
+	}
+}
+
 // program runs a command as the user does: what it restores is not its child
 // any more when it has ended.
 func program(t *testing.T, args ...string) outcome {
