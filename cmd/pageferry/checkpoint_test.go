@@ -17,13 +17,10 @@ import (
 	"github.com/pageferry/pageferry/internal/testutil"
 )
 
-// TestCheckpointAndRestore writes a process that checks itself to a directory,
-// leaves it running once, and brings it back in both ways.
-func TestCheckpointAndRestore(t *testing.T) {
-	testutil.Require(t, testutil.Root)
-	testutil.NoLeaks(t)
-	dir := t.TempDir()
-	verdict := filepath.Join(dir, "verdict")
+// startWorkload starts a process that checks itself and writes what it found to
+// verdict, and waits until it has touched all of its 32 MiB.
+func startWorkload(t *testing.T, verdict string) *testutil.Process {
+	t.Helper()
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -41,6 +38,17 @@ func TestCheckpointAndRestore(t *testing.T) {
 		}
 		return nil
 	})
+	return p
+}
+
+// TestCheckpointAndRestore writes a process that checks itself to a directory,
+// leaves it running once, and brings it back in both ways.
+func TestCheckpointAndRestore(t *testing.T) {
+	testutil.Require(t, testutil.Root)
+	testutil.NoLeaks(t)
+	dir := t.TempDir()
+	verdict := filepath.Join(dir, "verdict")
+	p := startWorkload(t, verdict)
 	engine := appliance.NewEngine()
 	pid := fmt.Sprint(p.Pid())
 	first, second := filepath.Join(dir, "first"), filepath.Join(dir, "second")
@@ -87,23 +95,7 @@ func TestRestoreOfDamagedPages(t *testing.T) {
 	testutil.NoLeaks(t)
 	dir := t.TempDir()
 	verdict, saved := filepath.Join(dir, "verdict"), filepath.Join(dir, "saved")
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer null.Close()
-	cmd := exec.Command("/proc/self/exe", "workload", "--size", "32MiB", "--rate", "16MiB/s", "--report", verdict)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = null, null, null
-	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
-	p := testutil.StartCmd(t, cmd, time.Minute)
-	testutil.Eventually(t, 20*time.Second, func() error {
-		var size, resident int
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", p.Pid()))
-		if _, serr := fmt.Sscan(string(data), &size, &resident); err != nil || serr != nil || resident < 32<<20/4096 {
-			return fmt.Errorf("%d pages resident, %v", resident, err)
-		}
-		return nil
-	})
+	p := startWorkload(t, verdict)
 	if o := command(t, appliance.NewEngine(), "checkpoint", fmt.Sprint(p.Pid()), "--dir", saved); o.status != exitDone {
 		t.Fatalf("%+v", o)
 	}
