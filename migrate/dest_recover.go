@@ -226,17 +226,22 @@ func (a *arriving) releaseLater() {
 		return
 	}
 	a.heard = true // or nothing was, in that time
-	_, changed := a.look()
 	go func() {
 		defer a.d.wg.Done()
 		t := time.NewTimer(a.d.t.Inquiry + a.d.t.BackoffMax)
 		defer t.Stop()
-		select {
-		case <-t.C:
-		case <-changed: // released, or given up
-			return
-		case <-a.d.ctx.Done():
-			return
+		for waiting := true; waiting; {
+			st, changed := a.look()
+			if st != DestCommitted { // released, or given up
+				return
+			}
+			select {
+			case <-t.C:
+				waiting = false
+			case <-changed:
+			case <-a.d.ctx.Done():
+				return
+			}
 		}
 		if a.take(a.d.ctx) != nil {
 			return
