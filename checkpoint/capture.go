@@ -87,7 +87,7 @@ func (s *Session) capture(ctx context.Context) (_ *image.Image, _ []image.Memory
 	}
 	// The page tables are walked while the threads make their calls, those of
 	// anonymous memory last.
-	few, most := startScan(s.pid, c.maps)
+	few, most := startScan(s.pid, c.maps, s.find)
 	defer func() {
 		if err != nil {
 			_, _ = most.wait()

@@ -128,15 +128,20 @@ func (s *Session) freeze(ctx context.Context) error {
 			return err
 		}
 	}
-	m, err := proc.OpenMemory(s.pid)
-	if err != nil {
-		return err
+	if s.mem.Load() == nil {
+		m, err := proc.OpenMemory(s.pid)
+		if err != nil {
+			return err
+		}
+		s.mem.Store(m)
 	}
-	s.mem.Store(m)
 	if s.tr == nil {
 		s.tr = proc.NewTracer()
 	}
 	s.tr.Do(func() { err = s.seizeAll(ctx) })
+	if err == nil {
+		err = s.sameProgram()
+	}
 	if err != nil {
 		_ = s.letGo()
 	}

@@ -17,13 +17,32 @@ type scan struct{ done chan content }
 // startScan walks the page tables in a goroutine of its own, which ends by
 // itself: first those of mappings of files, which are few pages as a rule, then
 // those of anonymous memory.
-func startScan(pid int, maps []proc.Mapping) (few, most scan) {
+// find takes the place of the walk where it is not nil.
+func startScan(pid int, maps []proc.Mapping, find Finder) (few, most scan) {
 	few, most = scan{make(chan content, 1)}, scan{make(chan content, 1)}
+	walk := func(anon bool) content {
+		if find == nil {
+			return findContent(pid, maps, anon)
+		}
+		var c content
+		c.own, c.guards, c.err = find(private(maps, anon))
+		return c
+	}
 	go func() {
-		few.done <- findContent(pid, maps, false)
-		most.done <- findContent(pid, maps, true)
+		few.done <- walk(false)
+		most.done <- walk(true)
 	}()
 	return few, most
+}
+
+// private are the private mappings of one sort: anonymous, or of files.
+func private(maps []proc.Mapping, anon bool) (out []proc.Mapping) {
+	for i := range maps {
+		if m := &maps[i]; !m.Shared && anon == (m.Ino == 0) && m.Name != "[vsyscall]" {
+			out = append(out, *m)
+		}
+	}
+	return out
 }
 
 // wait must be called once.

@@ -39,7 +39,7 @@ type Session struct {
 	log   *slog.Logger
 	pidfd int
 
-	mem atomic.Pointer[proc.Memory] // set from Freeze on
+	mem atomic.Pointer[proc.Memory] // set from Freeze or Userfault on
 
 	mu       sync.Mutex
 	own      cgroup.Group // where the process was and goes back to
@@ -56,6 +56,8 @@ type Session struct {
 	stopSig  unix.Signal
 	survey   *survey
 	signals  *signalSets // what the image has of them; nil before Capture
+	find     Finder      // see Userfault; nil where nothing is tracked
+	program  []byte      // the auxiliary vector when tracking began
 }
 
 // thread is one that we have stopped.
@@ -275,7 +277,7 @@ func (s *Session) Group() string {
 }
 
 // ReadPages copies the pages of rs, one after the other, into buf. It may be
-// called from any goroutine after Freeze, and does not touch the process.
+// called from any goroutine after Freeze or Userfault, and does not touch the process.
 func (s *Session) ReadPages(space page.Space, rs []page.Range, buf []byte) error {
 	m := s.mem.Load()
 	if m == nil || space != 0 {

@@ -1,0 +1,102 @@
+package appliance
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pageferry/pageferry/checkpoint"
+	"github.com/pageferry/pageferry/dirty"
+	"github.com/pageferry/pageferry/internal/testutil"
+	"github.com/pageferry/pageferry/page"
+	"github.com/pageferry/pageferry/proc"
+)
+
+// TestTrackRedis tracks a real program by a userfaultfd that it was made to open:
+// it has no descriptor more than before, what it writes is seen, what it does not
+// is not, and after Close nothing is left.
+func TestTrackRedis(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.AMD64)
+	testutil.NoLeaks(t)
+	r := testutil.Redis(t)
+	r.Populate(20000, 500)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	s, err := checkpoint.Open(r.Pid(), checkpoint.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	f, err := s.Userfault(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr, err := dirty.NewWPAsync(r.Pid(), f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Close()
+	if got := descriptors(t, r.Pid()); strings.Contains(got, "userfaultfd") || !strings.Contains(got, "eventpoll") {
+		t.Errorf("descriptors while tracked: %s", got)
+	}
+	look := func() dirty.Pages {
+		t.Helper()
+		maps, err := proc.ReadMaps(r.Pid())
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := tr.Collect(maps)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	first := look()
+	if first.Content.Pages() < 1000 || first.Written.Pages() != first.Content.Pages() {
+		t.Errorf("first look: %d pages with content, %d written", first.Content.Pages(), first.Written.Pages())
+	}
+	look()
+	idle := look()
+	if idle.Written.Pages() > 200 {
+		t.Errorf("%d pages written by an idle redis", idle.Written.Pages())
+	}
+	// One write to each of many keys: most of their pages.
+	for i := range 5000 {
+		r.Do("SETRANGE", fmt.Sprintf("key:%d", i), "0", "y")
+	}
+	busy := look()
+	if n := busy.Written.Pages(); n < 400 || n > busy.Content.Pages()*3/4 {
+		t.Errorf("%d of %d pages written by 5000 writes", n, busy.Content.Pages())
+	}
+	// What was not written is as it was.
+	same := page.NewSet(busy.Content.Ranges()...)
+	for _, w := range busy.Written.Ranges() {
+		same.Remove(w)
+	}
+	if same.Pages() == 0 {
+		t.Error("everything was written")
+	}
+	if err := tr.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := tr.Collect(nil); err == nil {
+		t.Error("a closed tracker tracks")
+	}
+}
+
+func descriptors(t *testing.T, pid int) string {
+	t.Helper()
+	list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range list {
+		to, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, e.Name()))
+		names = append(names, e.Name()+"="+to)
+	}
+	return strings.Join(names, " ")
+}

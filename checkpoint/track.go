@@ -1,0 +1,160 @@
+package checkpoint
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/pageferry/pageferry/checkpoint/inject"
+	"github.com/pageferry/pageferry/internal/sys"
+	"github.com/pageferry/pageferry/page"
+	"github.com/pageferry/pageferry/proc"
+	"golang.org/x/sys/unix"
+)
+
+// ErrExec: the process has called exec since its memory was tracked.
+var ErrExec = errors.New("the process has become another program (exec)")
+
+// Finder finds the pages of the process's own in maps, which are private
+// mappings, and the guards among them, in place of the walk that Capture makes.
+type Finder func(maps []proc.Mapping) (own, guards page.Set, err error)
+
+// Userfault makes the running process open a userfaultfd, takes it over and leaves
+// none behind: the call that closes the process's own copy is made by the process
+// itself, whatever becomes of this program. The process stands still for some
+// milliseconds. From now on Capture asks find what there is, where it is not nil,
+// and ReadPages works while the process runs. The caller owns the descriptor.
+//
+// It is made with UFFD_USER_MODE_ONLY, which every process may, and serves for
+// write protection without a handler: userfaultfd(2).
+func (s *Session) Userfault(ctx context.Context, find Finder) (*os.File, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f, err := s.userfault(ctx)
+	if err != nil {
+		return nil, &Error{"open a userfaultfd in", s.pid, err}
+	}
+	s.find = find
+	return f, nil
+}
+
+func (s *Session) userfault(ctx context.Context) (*os.File, error) {
+	// The moment in which the descriptor can be fetched. On a busy host it may not
+	// be enough.
+	for pause := 2 * time.Millisecond; ; pause *= 4 {
+		f, err := s.tryUserfault(ctx, pause)
+		if !errors.Is(err, unix.EBADF) || pause > 200*time.Millisecond {
+			return f, err
+		}
+	}
+}
+
+func (s *Session) tryUserfault(ctx context.Context, pause time.Duration) (_ *os.File, err error) {
+	if err := s.freeze(ctx); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.letGo()) }()
+	if s.program, err = s.auxv(); err != nil {
+		return nil, err
+	}
+	leader := s.threads[0].tid
+	t, err := inject.Bootstrap(s.tr, s.pid, leader)
+	if err != nil {
+		return nil, err
+	}
+	b := t.Batch()
+	number := b.Space(8)
+	const none = ^uint64(0)
+	binary.LittleEndian.PutUint64(number.Bytes(), none)
+	made := b.Call(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK|sys.UffdUserModeOnly).StoreAt(number.Addr())
+	ts := binary.LittleEndian.AppendUint64(make([]byte, 8), uint64(pause)) // struct timespec
+	b.Call(unix.SYS_NANOSLEEP, b.Bytes(ts), 0).Optional()
+	b.Call(unix.SYS_CLOSE, 0).Arg(0, made)
+	ran, fetched := make(chan error, 1), make(chan struct{})
+	var f *os.File
+	var ferr error
+	go func() {
+		defer close(fetched)
+		f, ferr = s.fetch(page.Addr(number.Addr()), none, ran)
+	}()
+	err = b.Run(leader)
+	close(ran)
+	<-fetched
+	inject.Point("userfault")
+	err = errors.Join(err, t.Close(leader))
+	for _, th := range s.threads {
+		th.deliver = t.Deliver(th.tid)
+	}
+	if sig := t.Stopped(); sig != 0 {
+		s.stopSig = sig
+	}
+	if err != nil {
+		if f != nil {
+			_ = f.Close()
+		}
+		if errors.Is(err, unix.ENOSYS) {
+			err = &sys.NotSupported{Feature: "userfaultfd", Since: "4.3", Err: err}
+		}
+		return nil, err
+	}
+	return f, ferr
+}
+
+// fetch takes over the descriptor whose number appears at at, until ran is closed:
+// then the process has closed its own, and EBADF says that it was too late.
+func (s *Session) fetch(at page.Addr, none uint64, ran <-chan error) (*os.File, error) {
+	m := s.mem.Load()
+	var b [8]byte
+	for {
+		if err := m.ReadAt(b[:], at); err != nil {
+			return nil, err
+		}
+		if n := binary.LittleEndian.Uint64(b[:]); n != none {
+			fd, err := unix.PidfdGetfd(s.pidfd, int(n), 0)
+			if err != nil {
+				return nil, os.NewSyscallError("pidfd_getfd", err)
+			}
+			f := os.NewFile(uintptr(fd), "userfaultfd")
+			if ok, err := isUserfaultfd(fd); !ok {
+				_ = f.Close()
+				return nil, fmt.Errorf("descriptor %d of the process: %w", n, errors.Join(err, unix.EBADF))
+			}
+			return f, nil
+		}
+		select {
+		case <-ran:
+			return nil, unix.EBADF
+		default:
+			time.Sleep(20 * time.Microsecond)
+		}
+	}
+}
+
+// isUserfaultfd guards against a number that was closed and used again meanwhile.
+func isUserfaultfd(fd int) (bool, error) {
+	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	return name == "anon_inode:[userfaultfd]", err
+}
+
+// auxv tells one program from the next: it holds where the kernel put it, and the
+// place of its random bytes.
+func (s *Session) auxv() ([]byte, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/auxv", s.pid))
+	return b, proc.Gone(s.pid, err)
+}
+
+// sameProgram fails with ErrExec where the process is not what Userfault saw.
+func (s *Session) sameProgram() error {
+	if s.find == nil {
+		return nil
+	}
+	now, err := s.auxv()
+	if err == nil && !bytes.Equal(now, s.program) {
+		err = ErrExec
+	}
+	return err
+}
