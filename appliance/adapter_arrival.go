@@ -143,7 +143,7 @@ func (a *arrival) Rebuild(ctx context.Context, st migrate.State, all bool) error
 
 func imageMemory(in []migrate.Memory) (out []image.Memory) {
 	for _, m := range in {
-		out = append(out, image.Memory{Space: m.Space, Lazy: m.Lazy, Eager: m.Eager, Hot: m.Hot, Guards: m.Guards})
+		out = append(out, image.Memory{Space: m.Space, Lazy: m.Lazy, Eager: m.Eager, Hot: m.Hot, Guards: m.Guards, Dirty: m.Dirty})
 	}
 	return out
 }
@@ -318,7 +318,7 @@ func (a *arrival) Stats() migrate.ArrivalStats {
 	us := func(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 	return migrate.ArrivalStats{
 		PagesTotal: st.PagesTotal, PagesResident: st.PagesResident, PagesZero: st.PagesZero,
-		PagesFaulted: st.PagesFaulted, PagesDouble: st.PagesDouble, BytesWire: st.BytesWire,
+		PagesFaulted: st.PagesFaulted, PagesDouble: st.PagesDouble, BytesWire: st.BytesWire, PagesLanded: st.PagesLanded,
 		FaultP50us: us(st.FaultP50), FaultP99us: us(st.FaultP99), FaultMaxus: us(st.FaultMax),
 	}
 }

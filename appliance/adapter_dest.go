@@ -50,7 +50,7 @@ func (h *host) dir(id transport.MigrationID) string {
 // Prepare makes pager and skeleton, so that the freeze finds them waiting.
 func (h *host) Prepare(ctx context.Context, peer transport.Peer, id transport.MigrationID, o migrate.Offer) (_ migrate.Arrival, err error) {
 	a := &arrival{
-		id: id, host: h, dir: h.dir(id), log: h.log.With("migration", id), all: o.Mode == migrate.ModeStop,
+		id: id, host: h, dir: h.dir(id), log: h.log.With("migration", id), all: o.Mode.Whole(),
 		record: arrivalRecord{Epoch: 1, PlainPages: o.PlainPages, Lanes: max(1, o.Lanes)},
 		key:    newLaneKey(),
 	}

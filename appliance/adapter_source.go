@@ -101,6 +101,7 @@ type process struct {
 	// tcp is what AtSwitch ends: looked for while the destination rebuilds,
 	// since it takes a look at every other process. Nil after a restart.
 	tcp chan *fds.TCP
+	tracking
 }
 
 // Isolate is called right before Freeze, so what that would read first is read
@@ -117,6 +118,7 @@ func (p *process) Freeze(ctx context.Context) (migrate.State, error) {
 	if err := p.s.Freeze(ctx); err != nil {
 		return migrate.State{}, gone(err)
 	}
+	p.running.Store(false)
 	frozen := time.Now()
 	img, mem, rest, err := p.s.CaptureState(ctx)
 	if err != nil {
@@ -131,7 +133,7 @@ func (p *process) Freeze(ctx context.Context) (migrate.State, error) {
 		begin := time.Now()
 		mem, err := rest()
 		p.log.Debug("page tables walked", "pid", p.pid, "waited", time.Since(begin))
-		return memoryMap(mem), gone(err)
+		return p.dirtied(memoryMap(mem)), gone(err)
 	}}
 	p.tcp = make(chan *fds.TCP, 1)
 	go func() {
@@ -187,12 +189,20 @@ func (p *process) Held(context.Context) (bool, error) {
 	return p.s.Held(), nil
 }
 
-func (p *process) Thaw(ctx context.Context) error { return gone(p.s.Thaw(ctx)) }
-func (p *process) Close() error                   { return p.s.Close() }
+func (p *process) Thaw(ctx context.Context) error {
+	p.untrack()
+	return gone(p.s.Thaw(ctx))
+}
+
+func (p *process) Close() error {
+	p.untrack()
+	return p.s.Close()
+}
 
 // Kill also clears away the cgroup that it lived in, where it arrived here by a
 // migration itself.
 func (p *process) Kill(ctx context.Context) error {
+	p.untrack()
 	err := gone(p.s.Kill(ctx))
 	if err == nil {
 		sweep(p.log)
@@ -317,6 +327,9 @@ func gone(err error) error {
 // certain: the destination gives up for it what it cannot get back.
 func (p *process) ReadPages(space page.Space, rs []page.Range, buf []byte) error {
 	err := p.s.ReadPages(space, rs, buf)
+	if err != nil && p.running.Load() {
+		err = p.readRunning(space, rs, buf)
+	}
 	if err != nil && errors.Is(p.s.Alive(), proc.ErrGone) {
 		return fmt.Errorf("%w: %w", stream.ErrGone, err)
 	}

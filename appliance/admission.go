@@ -56,7 +56,7 @@ func (a *admission) check(o migrate.Offer) error {
 	if n := a.running(); n >= a.limits.Incoming {
 		no("%d migrations are arriving here already, which is the limit (limits.incoming)", n)
 	}
-	if o.Mode != migrate.ModeStop && o.Mode != migrate.ModePostCopy {
+	if !o.Mode.Known() {
 		no("mode %q is not known here", o.Mode)
 	}
 	if o.PageSize != a.facts.PageSize {

@@ -42,7 +42,7 @@ func TestAdmissionNamesEachReason(t *testing.T) {
 		edit func(*migrate.Offer)
 		want string
 	}{
-		{"mode", func(o *migrate.Offer) { o.Mode = "precopy" }, `mode "precopy"`},
+		{"mode", func(o *migrate.Offer) { o.Mode = "precpy" }, `mode "precpy"`},
 		{"page size", func(o *migrate.Offer) { o.PageSize = 65536 }, "65536"},
 		{"machine", func(o *migrate.Offer) { o.Machine = "aarch64" }, "aarch64"},
 		{"xfeatures", func(o *migrate.Offer) { o.XFeatures |= 1 << 18 }, "AMX tiles"},

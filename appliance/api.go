@@ -43,7 +43,12 @@ type MigrateRequest struct {
 	Addresses    map[string]string `json:"addresses,omitempty"`
 	PIDNS        string            `json:"pidns,omitempty"`
 	OnSourceExit string            `json:"on_source_exit,omitempty"`
-	DryRun       bool              `json:"dry_run,omitempty"`
+	// MaxDowntimeMS is how long the program may stand still at the switch, in
+	// milliseconds, and Throttle how much of its time it may be kept from running
+	// so that pre-copy converges, below 1. Only with rounds.
+	MaxDowntimeMS float64 `json:"max_downtime_ms,omitempty"`
+	Throttle      float64 `json:"throttle,omitempty"`
+	DryRun        bool    `json:"dry_run,omitempty"`
 }
 
 // DryRunReport says what would happen, nothing having been touched.

@@ -9,9 +9,9 @@ import (
 // A choice of the command line that names something which this version does not
 // have is told from a misspelt one.
 
-// CheckMode accepts "", auto, stop and postcopy.
+// CheckMode accepts "", auto, hybrid, precopy, postcopy and stop.
 func CheckMode(s string) error {
-	return checkChoice("mode", s, []string{"auto", "postcopy", "stop"}, []string{"precopy", "hybrid"})
+	return checkChoice("mode", s, []string{"auto", "hybrid", "precopy", "postcopy", "stop"}, nil)
 }
 
 // CheckTrap accepts "", auto and uffd.

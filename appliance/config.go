@@ -75,7 +75,7 @@ type Limits struct {
 
 // Defaults stand where a migration does not say otherwise.
 type Defaults struct {
-	Mode         string `yaml:"mode"`           // postcopy (default) or stop
+	Mode         string `yaml:"mode"`           // postcopy (default), hybrid, precopy or stop
 	TCP          string `yaml:"tcp"`            // refuse (default) or close
 	PIDNS        string `yaml:"pidns"`          // auto (default), host or new
 	OnSourceExit string `yaml:"on_source_exit"` // kill (default), exit0 or stop-unit
@@ -203,7 +203,7 @@ func (c *Config) Validate() error {
 		return bad("limits.peers", "needs tls: without it a peer has no name")
 	}
 	for _, e := range []error{
-		oneOf("defaults.mode", c.Defaults.Mode, string(migrate.ModePostCopy), string(migrate.ModeStop)),
+		oneOf("defaults.mode", c.Defaults.Mode, string(migrate.ModePostCopy), string(migrate.ModeHybrid), string(migrate.ModePreCopy), string(migrate.ModeStop)),
 		oneOf("defaults.tcp", c.Defaults.TCP, "refuse", "close"),
 		oneOf("defaults.pidns", c.Defaults.PIDNS, "auto", "host", "new"),
 		oneOf("defaults.on_source_exit", c.Defaults.OnSourceExit, "kill", "exit0", "stop-unit"),

@@ -16,7 +16,7 @@ func TestConfigErrorsSayWhereAndWhat(t *testing.T) {
 		{"no unit", "insecure: true\nwindow: 256\n", "f.yaml:2:9: \"256\" has no unit; write 256B, 256KiB"},
 		{"wrong unit", "insecure: true\nlimits:\n  memory_reserve: 1GB\n", "f.yaml:3:19: \"1GB\": the unit \"GB\" is not known; write 1GiB"},
 		{"wrong type", "insecure: true\nbulk_lanes: many\n", "f.yaml:2:13: "},
-		{"mode of another issue", "insecure: true\ndefaults:\n  mode: precopy\n", "f.yaml:3:9: defaults.mode: \"precopy\" is not known; it is one of postcopy, stop"},
+		{"mode", "insecure: true\ndefaults:\n  mode: precpy\n", "f.yaml:3:9: defaults.mode: \"precpy\" is not known; it is one of postcopy, hybrid, precopy, stop"},
 		{"range", "insecure: true\nwindow: 1GiB\n", "f.yaml:2:9: window: 1GiB is not between"},
 		{"port", "insecure: true\nlisten: host\n", "f.yaml:2:9: listen: \"host\" is not HOST:PORT"},
 		{"both", "insecure: true\ntls: {ca: a, cert: b, key: c}\n", "insecure: contradicts tls"},

@@ -201,6 +201,8 @@ func (d *Daemon) options(req MigrateRequest) (SourceOptions, error) {
 		OnSourceExit: or(req.OnSourceExit, d.config.Defaults.OnSourceExit),
 		PlainPages:   d.config.PageLanes == "plain",
 		BulkLanes:    d.config.BulkLanes,
+		MaxDowntime:  time.Duration(req.MaxDowntimeMS * float64(time.Millisecond)),
+		Throttle:     req.Throttle,
 		Logger:       d.log,
 	}
 	if o.PIDNamespace == "" {
@@ -214,6 +216,15 @@ func (d *Daemon) options(req MigrateRequest) (SourceOptions, error) {
 	}
 	if err := CheckMode(string(o.Mode)); err != nil {
 		return usage("%v", err)
+	}
+	if !(req.MaxDowntimeMS >= 0 && req.MaxDowntimeMS < 1e9) || !(o.Throttle >= 0 && o.Throttle < 1) {
+		return usage("a downtime of %v ms or a throttle of %v cannot be", req.MaxDowntimeMS, o.Throttle)
+	}
+	if o.Throttle > 0 && o.Mode != migrate.ModePreCopy {
+		return usage("a throttle steers precopy, the mode is %s", o.Mode)
+	}
+	if o.MaxDowntime > 0 && !o.Mode.Rounds() {
+		return usage("a bound of the downtime steers hybrid and precopy, the mode is %s", o.Mode)
 	}
 	if err := CheckTrap(o.Trap); err != nil {
 		return usage("%v", err)

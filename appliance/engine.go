@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"time"
 
 	"github.com/pageferry/pageferry/migrate"
 	"github.com/pageferry/pageferry/transport"
@@ -92,6 +93,9 @@ type SourceOptions struct {
 	OnSourceExit string
 	PlainPages   bool
 	BulkLanes    int
+	// MaxDowntime and Throttle steer the rounds; see migrate.SourceConfig.
+	MaxDowntime time.Duration
+	Throttle    float64
 	// Hint is what the process said of itself (migrate.Describer) to an earlier
 	// daemon; for AdoptSource.
 	Hint   []byte

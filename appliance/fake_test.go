@@ -133,6 +133,13 @@ type fakeProcess struct {
 }
 
 func (p *fakeProcess) Isolate(ctx context.Context) error { return p.e.step(ctx, "isolate") }
+func (p *fakeProcess) Track(ctx context.Context) (string, error) {
+	return "fake", p.e.step(ctx, "track")
+}
+func (p *fakeProcess) Look(ctx context.Context) (migrate.Look, error) {
+	return migrate.Look{Layout: []byte("layout")}, p.e.step(ctx, "look")
+}
+func (p *fakeProcess) Peek(*page.Set) (page.Set, error) { return page.Set{}, nil }
 func (p *fakeProcess) Freeze(ctx context.Context) (migrate.State, error) {
 	return migrate.State{Image: []byte("image")}, p.e.step(ctx, "freeze")
 }
@@ -187,6 +194,9 @@ type fakeArrival struct {
 }
 
 func (a *fakeArrival) LaneKey() []byte { return make([]byte, 32) }
+func (a *fakeArrival) Land(ctx context.Context, _ migrate.Batch) (migrate.Landed, error) {
+	return migrate.Landed{}, a.e.step(ctx, "land")
+}
 func (a *fakeArrival) Rebuild(ctx context.Context, st migrate.State, all bool) error {
 	if _, err := st.Rest(ctx); err != nil {
 		return err

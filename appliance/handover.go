@@ -156,7 +156,7 @@ func (h *handover) source(m *migration, to string, p migrate.Process, o migrate.
 		return nil, nil, err
 	}
 	cfg := h.config(m.id, to, p, o)
-	cfg.Lanes = lanes
+	cfg.Lanes, cfg.MaxDowntime, cfg.Throttle = lanes, opts.MaxDowntime, opts.Throttle
 	cfg.OnProgress = func(p migrate.Progress) { m.update(func(r *Report) { r.follow(p) }) }
 	if hooks, ok := p.(SourceHooks); ok {
 		cfg.AtSwitch, cfg.OnSourceExit = hooks.AtSwitch, hooks.OnSourceExit
@@ -341,43 +341,6 @@ const (
 	onlyAsked     = "only asked" // migrate.Inquire takes its offer back
 	refusedAtOnce = "prepare: "  // refused by Host.Prepare
 )
-
-// follow takes over what a running migration says.
-func (r *Report) follow(p migrate.Progress) {
-	r.State = p.State
-	if p.Role == migrate.RoleDestination {
-		r.DestPID, r.SourcePID, r.Mode = p.PID, p.SourcePID, string(p.Mode)
-	}
-	if p.Comm != "" {
-		r.Comm = p.Comm
-	}
-	if p.BytesMemory != 0 {
-		r.BytesMemory = p.BytesMemory
-	}
-	r.TotalMS = ms(p.Elapsed)
-	r.BytesWire = max(p.BytesWire, p.ArrivalStats.BytesWire)
-	r.PagesTotal, r.PagesResident, r.PagesZero = p.PagesTotal, p.PagesResident, p.PagesZero
-	r.PagesFaulted, r.PagesDouble = p.PagesFaulted, p.PagesDouble
-	r.Faults = Faults{Count: p.PagesFaulted, P50us: p.FaultP50us, P99us: p.FaultP99us, MaxUS: p.FaultMaxus}
-	r.Reason = p.Reason
-}
-
-// result takes over what was measured in the end.
-func (r *Report) result(s migrate.Result) {
-	r.State, r.DestPID, r.Reason = s.StateText, s.DestPID, s.Reason
-	r.TotalMS, r.DowntimeMS, r.SwitchMS, r.ResidentMS = s.TotalMS, s.DowntimeMS, s.SwitchMS, s.ResidentMS
-	if s.BytesMemory != 0 {
-		r.BytesMemory = s.BytesMemory
-	}
-	r.BytesWire, r.PagesTotal, r.PagesSent = s.BytesWire, s.PagesTotal, s.PagesSent
-	r.PagesDouble, r.PagesZero, r.PagesFaulted, r.PagesResident = s.PagesResent, s.PagesZero, s.PagesFaulted, s.PagesResident
-	r.PagesResent = s.PagesResent
-	r.Rounds = r.Rounds[:0]
-	for _, x := range s.Rounds {
-		r.Rounds = append(r.Rounds, Round(x))
-	}
-	r.Faults = Faults(s.Faults)
-}
 
 type peerKey struct{}
 

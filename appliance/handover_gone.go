@@ -13,7 +13,12 @@ import (
 // goneProcess is what is found of a process that does not exist any more.
 type goneProcess struct{}
 
-func (goneProcess) Isolate(context.Context) error { return migrate.ErrGone }
+func (goneProcess) Isolate(context.Context) error         { return migrate.ErrGone }
+func (goneProcess) Track(context.Context) (string, error) { return "", migrate.ErrGone }
+func (goneProcess) Look(context.Context) (migrate.Look, error) {
+	return migrate.Look{}, migrate.ErrGone
+}
+func (goneProcess) Peek(*page.Set) (page.Set, error) { return page.Set{}, migrate.ErrGone }
 func (goneProcess) Freeze(context.Context) (migrate.State, error) {
 	return migrate.State{}, migrate.ErrGone
 }

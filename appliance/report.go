@@ -66,6 +66,17 @@ type Report struct {
 
 	Rounds []Round `json:"rounds"`
 	Faults Faults  `json:"faults"`
+	// Tracker is how written pages were found, and SwitchReason why the rounds ended.
+	Tracker      string `json:"tracker,omitempty"`
+	SwitchReason string `json:"switch_reason,omitempty"`
+	// While rounds go on: which one, pages still to be sent, rates in bytes per
+	// second, what a switch now would cost, and how much the program is slowed.
+	Round      int     `json:"round,omitempty"`
+	PagesLeft  uint64  `json:"pages_left,omitempty"`
+	DirtyRate  float64 `json:"dirty_rate,omitempty"`
+	WireRate   float64 `json:"wire_rate,omitempty"`
+	ExpectedMS float64 `json:"expected_downtime_ms,omitempty"`
+	Throttle   float64 `json:"throttle,omitempty"`
 
 	Role    Role      `json:"role"`
 	Peer    string    `json:"peer"`
@@ -75,11 +86,13 @@ type Report struct {
 	Remarks []string `json:"remarks,omitempty"`
 }
 
-// Round is one pass over memory; stop and post-copy have one.
+// Round is one pass over memory. The last is what came after the freeze; stop and
+// post-copy have no other.
 type Round struct {
 	Round      int     `json:"round"`
 	Pages      uint64  `json:"pages"`
-	DirtyPages uint64  `json:"dirty_pages"`
+	PagesZero  uint64  `json:"pages_zero"`
+	DirtyPages uint64  `json:"dirty_pages"` // written while it went on
 	BytesWire  uint64  `json:"bytes_wire"`
 	MS         float64 `json:"ms"`
 }

@@ -21,11 +21,11 @@ type scan struct{ done chan content }
 func startScan(pid int, maps []proc.Mapping, find Finder) (few, most scan) {
 	few, most = scan{make(chan content, 1)}, scan{make(chan content, 1)}
 	walk := func(anon bool) content {
-		if find == nil {
+		if find == nil || !anon {
 			return findContent(pid, maps, anon)
 		}
 		var c content
-		c.own, c.guards, c.err = find(private(maps, anon))
+		c.own, c.guards, c.err = find(anonymous(maps))
 		return c
 	}
 	go func() {
@@ -35,10 +35,10 @@ func startScan(pid int, maps []proc.Mapping, find Finder) (few, most scan) {
 	return few, most
 }
 
-// private are the private mappings of one sort: anonymous, or of files.
-func private(maps []proc.Mapping, anon bool) (out []proc.Mapping) {
+// anonymous are the private mappings that no file is behind.
+func anonymous(maps []proc.Mapping) (out []proc.Mapping) {
 	for i := range maps {
-		if m := &maps[i]; !m.Shared && anon == (m.Ino == 0) && m.Name != "[vsyscall]" {
+		if m := &maps[i]; !m.Shared && m.Ino == 0 && m.Name != "[vsyscall]" {
 			out = append(out, *m)
 		}
 	}

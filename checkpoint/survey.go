@@ -46,8 +46,8 @@ func takeSurvey(pid int) (*survey, error) {
 	return s, nil
 }
 
-// mappings returns the mappings as they are now, with flags. The process stands
-// still.
+// mappings returns the mappings as they are now, with flags. Where the process does
+// not stand still some may be out of date already.
 func (s *survey) mappings() ([]proc.Mapping, error) {
 	now, err := proc.ReadMaps(s.pid)
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 // ErrExec: the process has called exec since its memory was tracked.
 var ErrExec = errors.New("the process has become another program (exec)")
 
-// Finder finds the pages of the process's own in maps, which are private
+// Finder finds the pages of the process's own in maps, which are private anonymous
 // mappings, and the guards among them, in place of the walk that Capture makes.
 type Finder func(maps []proc.Mapping) (own, guards page.Set, err error)
 
@@ -68,18 +68,19 @@ func (s *Session) tryUserfault(ctx context.Context, pause time.Duration) (_ *os.
 	}
 	b := t.Batch()
 	number := b.Space(8)
-	const none = ^uint64(0)
-	binary.LittleEndian.PutUint64(number.Bytes(), none)
-	made := b.Call(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK|sys.UffdUserModeOnly).StoreAt(number.Addr())
+	made := b.Call(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK|sys.UffdUserModeOnly)
+	// Never 0, which is what stands there before.
+	copied := b.Call(unix.SYS_FCNTL, 0, unix.F_DUPFD_CLOEXEC, 3).Arg(0, made).StoreAt(number.Addr())
 	ts := binary.LittleEndian.AppendUint64(make([]byte, 8), uint64(pause)) // struct timespec
 	b.Call(unix.SYS_NANOSLEEP, b.Bytes(ts), 0).Optional()
+	b.Call(unix.SYS_CLOSE, 0).Arg(0, copied)
 	b.Call(unix.SYS_CLOSE, 0).Arg(0, made)
 	ran, fetched := make(chan error, 1), make(chan struct{})
 	var f *os.File
 	var ferr error
 	go func() {
 		defer close(fetched)
-		f, ferr = s.fetch(page.Addr(number.Addr()), none, ran)
+		f, ferr = s.fetch(page.Addr(number.Addr()), ran)
 	}()
 	err = b.Run(leader)
 	close(ran)
@@ -106,14 +107,14 @@ func (s *Session) tryUserfault(ctx context.Context, pause time.Duration) (_ *os.
 
 // fetch takes over the descriptor whose number appears at at, until ran is closed:
 // then the process has closed its own, and EBADF says that it was too late.
-func (s *Session) fetch(at page.Addr, none uint64, ran <-chan error) (*os.File, error) {
+func (s *Session) fetch(at page.Addr, ran <-chan error) (*os.File, error) {
 	m := s.mem.Load()
 	var b [8]byte
 	for {
 		if err := m.ReadAt(b[:], at); err != nil {
 			return nil, err
 		}
-		if n := binary.LittleEndian.Uint64(b[:]); n != none {
+		if n := binary.LittleEndian.Uint64(b[:]); n != 0 {
 			fd, err := unix.PidfdGetfd(s.pidfd, int(n), 0)
 			if err != nil {
 				return nil, os.NewSyscallError("pidfd_getfd", err)
@@ -157,4 +158,25 @@ func (s *Session) sameProgram() error {
 		err = ErrExec
 	}
 	return err
+}
+
+// Mappings are those that the process has now, with their flags as far as they
+// are known without a long walk; see Survey. It runs.
+func (s *Session) Mappings() ([]proc.Mapping, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := s.usable()
+	var maps []proc.Mapping
+	if err == nil && s.survey == nil {
+		s.survey, err = takeSurvey(s.pid)
+	}
+	if err == nil {
+		maps, err = s.survey.mappings()
+	}
+	if err != nil {
+		return nil, &Error{"read the mappings of", s.pid, err}
+	}
+	// Something new was walked for: it is not walked for again.
+	s.survey.maps = maps
+	return maps, nil
 }

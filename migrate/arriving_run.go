@@ -40,11 +40,10 @@ func (a *arriving) prepare(ctx context.Context, c *control, o Offer) error {
 func (a *arriving) rebuild(ctx context.Context, c *control) error {
 	ctx, stop := follow(ctx, c.ctx)
 	defer stop()
-	r, err := c.recv(ctx)
+	r, err := a.rounds(ctx, c)
 	if err != nil {
 		return err
 	}
-	a.d.kill("recv/" + r.msg.kind().String())
 	switch m := r.msg.(type) {
 	case *stateMsg:
 	case *abortMsg:
@@ -67,7 +66,7 @@ func (a *arriving) rebuild(ctx context.Context, c *control) error {
 	}}
 	begun := time.Now()
 	if err := a.whileListening(ctx, c, rest, func(ctx context.Context) error {
-		return a.engine("rebuild", func() error { return a.arrival.Rebuild(ctx, st, a.rec.Mode == ModeStop) })
+		return a.engine("rebuild", func() error { return a.arrival.Rebuild(ctx, st, a.rec.Mode.Whole()) })
 	}); err != nil {
 		return err
 	}

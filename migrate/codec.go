@@ -83,7 +83,7 @@ var cborNull = cbor.RawMessage{0xf6}
 // followed by.
 func blobLimits(k kind) []uint64 {
 	switch k {
-	case kindState:
+	case kindState, kindLand:
 		return []uint64{maxImage, maxMemory}
 	case kindMemory:
 		return []uint64{maxMemory}
@@ -137,7 +137,7 @@ func decodeEnvelope(meta []byte) (envelope, error) {
 	}
 	limits, want := blobLimits(env.Kind), 0
 	switch {
-	case env.Kind == kindState:
+	case env.Kind == kindState, env.Kind == kindLand:
 		want = 2
 	case env.Kind == kindMemory, env.spilled():
 		want = 1

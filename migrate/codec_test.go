@@ -18,6 +18,7 @@ import (
 func everyMessage() []message {
 	return []message{
 		Hello{Version: 1, Features: []string{"x"}, Host: "a", Incarnation: Incarnation{1, 2}, PageSize: 4096, XFeatures: 7, XSize: 2696, Kernel: "6.18", Machine: "x86_64"},
+		landedMsg{Pages: 7, PagesZero: 1, BytesWire: 1 << 40, Micros: 12, Stats: statsOnAir{PagesLanded: 9}},
 		offerMsg{Migration: wireID{1}, Offer: Offer{Mode: ModeStop, Comm: "redis", Listeners: []string{"tcp 0.0.0.0:6379"}}},
 		acceptMsg{Epoch: 1, Key: []byte("k")},
 		refuseMsg{Reasons: []string{"no room"}},
@@ -72,7 +73,7 @@ func TestMessages(t *testing.T) {
 			t.Errorf("sent %+v\nreceived %+v", m, got)
 		}
 	}
-	seen := map[kind]bool{kindState: true, kindMemory: true}
+	seen := map[kind]bool{kindState: true, kindMemory: true, kindLand: true}
 	for _, m := range everyMessage() {
 		seen[m.kind()] = true
 	}

@@ -3,6 +3,7 @@ package migrate
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/transport"
@@ -17,11 +18,13 @@ type Memory struct {
 	Hot   page.Set // part of Lazy, touched at once
 	// Guards are where an access is a fault of the program.
 	Guards page.Set
+	// Dirty are pages of Lazy and Eager that may differ from what a round brought.
+	Dirty page.Set
 }
 
 // sets are all of them, in the order of the wire.
 func (m *Memory) sets() []*page.Set {
-	return []*page.Set{&m.Lazy, &m.Eager, &m.Hot, &m.Guards}
+	return []*page.Set{&m.Lazy, &m.Eager, &m.Hot, &m.Guards, &m.Dirty}
 }
 
 // State is the process at the freeze: an opaque image (checkpoint/image.Encode)
@@ -40,12 +43,35 @@ type State struct {
 // more. Methods of Process and Arrival, and Host.Adopt, wrap it.
 var ErrGone = errors.New("migrate: the process is gone")
 
+// Look is what one look at the memory of a running process found.
+type Look struct {
+	// Layout describes the mappings that pages can be landed in, in the engine's
+	// own form.
+	Layout []byte
+	// Content are the pages in them, and Written those of Content that may have
+	// been written since the look before; at the first all of them. Whoever reads
+	// a page after the look gets all that Written does not tell the next time.
+	Content, Written page.Set
+}
+
 // Process is a process at the source. Its methods are called by one goroutine
 // at a time, but Kill and Thaw must be safe at any moment after Isolate.
 type Process interface {
 	// Isolate moves the process into a child cgroup of its own.
 	Isolate(ctx context.Context) error
-	// Freeze stops every thread and captures. On error the process runs on.
+	// Track begins to note what the running process writes; Thaw, Kill and Close
+	// end that, and so does the death of this program. It returns the method.
+	Track(ctx context.Context) (string, error)
+	// Look says what there is, and what was written since the Look before. Only
+	// after Track and before Freeze, whose State has in Memory.Dirty what was
+	// written since the last Look.
+	Look(ctx context.Context) (Look, error)
+	// Peek returns those of pages that have been written since the last Look. It
+	// may return too few.
+	Peek(pages *page.Set) (page.Set, error)
+	// Freeze stops every thread and captures. On error the process runs on. What
+	// costs time for each GiB is read before, by Isolate; it may be called again
+	// for that, shortly before.
 	Freeze(ctx context.Context) (State, error)
 	// Hold freezes the child cgroup and lets go of the threads: from here
 	// nothing but Thaw lets the process run, whatever dies.
@@ -63,7 +89,8 @@ type Process interface {
 	// Idempotent.
 	Kill(ctx context.Context) error
 	// ReadPages copies the pages of rs one after the other into buf. Safe for
-	// concurrent use after Freeze.
+	// concurrent use after Track or Freeze. What a running process does not have any
+	// more reads as zeros.
 	ReadPages(space page.Space, rs []page.Range, buf []byte) error
 	// Close lets go of handles and changes nothing about the process.
 	Close() error
@@ -74,6 +101,10 @@ type Process interface {
 type Arrival interface {
 	// LaneKey is the one-time key that the lanes of this epoch are bound to.
 	LaneKey() []byte
+	// Land brings the process-to-be to the layout of a batch, and fetches its pages
+	// to where they will be, over the lanes. Before Rebuild, which keeps those that
+	// are not in Memory.Dirty.
+	Land(ctx context.Context, b Batch) (Landed, error)
 	// Rebuild makes the stopped process, registers its memory with the trap
 	// and leaves it held by its own frozen cgroup, untraced. Every eager page
 	// is in place when it returns, with all set every page.
@@ -107,11 +138,25 @@ type Arrival interface {
 	Close() error
 }
 
+// Batch is what is to be landed while the process runs at the source.
+type Batch struct {
+	Layout  []byte     // see Look; nil: as in the batch before
+	Gone    page.Set   // pages that were landed and are no content any more
+	Classes []page.Set // pages to fetch, one class after the other
+}
+
+// Landed is what became of a batch.
+type Landed struct {
+	Pages, PagesZero, BytesWire uint64
+	Took                        time.Duration
+}
+
 // ArrivalStats counts pages and bytes at the destination.
 type ArrivalStats struct {
 	PagesTotal, PagesResident, PagesZero, PagesFaulted, PagesDouble uint64
 	BytesWire                                                       uint64
 	FaultP50us, FaultP99us, FaultMaxus                              float64
+	PagesLanded                                                     uint64 // while the process ran at the source, resent ones again
 }
 
 // Host is the destination's daemon as migrate sees it.

@@ -11,9 +11,9 @@ import "slices"
 func SourceKillPoints() []string {
 	return killPoints("source/",
 		[]string{"preparing", "committed", "serving", "resident", "aborted", "in-doubt", "lost", "remove"},
-		[]string{"offer", "state", "memory", "commit", "done", "abort", "resume"},
-		[]string{"hello", "accept", "refuse", "ready", "running", "resident", "settled", "aborted", "resume-ack", "retry", "lost"},
-		[]string{"open", "isolate", "freeze", "scan", "hold", "before-commit", "at-switch", "reopen", "thaw", "source-exit", "kill"},
+		[]string{"offer", "land", "state", "memory", "commit", "done", "abort", "resume"},
+		[]string{"hello", "accept", "refuse", "landed", "ready", "running", "resident", "settled", "aborted", "resume-ack", "retry", "lost"},
+		[]string{"open", "isolate", "track", "look", "freeze", "scan", "hold", "before-commit", "at-switch", "reopen", "thaw", "source-exit", "kill"},
 		"source/dial/before", "source/dial/after")
 }
 
@@ -21,9 +21,9 @@ func SourceKillPoints() []string {
 func DestinationKillPoints() []string {
 	return killPoints("destination/",
 		[]string{"prepared", "ready", "committed", "running", "resident", "aborted", "lost", "remove"},
-		[]string{"hello", "accept", "refuse", "ready", "running", "resident", "settled", "aborted", "resume-ack", "retry", "lost"},
-		[]string{"hello", "offer", "state", "memory", "commit", "done", "abort", "resume"},
-		[]string{"prepare", "rebuild", "release", "fetch", "resident", "epoch", "adopt", "finish", "abort"})
+		[]string{"hello", "accept", "refuse", "landed", "ready", "running", "resident", "settled", "aborted", "resume-ack", "retry", "lost"},
+		[]string{"hello", "offer", "land", "state", "memory", "commit", "done", "abort", "resume"},
+		[]string{"prepare", "land", "rebuild", "release", "fetch", "resident", "epoch", "adopt", "finish", "abort"})
 }
 
 func killPoints(prefix string, records, sent, received, engine []string, more ...string) []string {

@@ -8,11 +8,11 @@ import (
 )
 
 // The memory map on the wire: a version byte, the number of spaces, and for
-// each its number and its sets Lazy, Eager, Hot and Guards. A set is the number
+// each its number and its sets Lazy, Eager, Hot, Guards and Dirty. A set is the number
 // of its ranges, and for each the gap since the end of the one before and its
 // length, in pages. All numbers are unsigned varints, so that a range takes two to four
 // bytes: a fragmented process has hundreds of thousands of them.
-const memoryVersion = 1
+const memoryVersion = 2
 
 const maxSpaces = 1 << 16
 

@@ -34,6 +34,8 @@ const (
 	kindLost      kind = 19 // destination: it ran here and is no more
 	kindRetry     kind = 20 // destination: cannot say now; ask again
 	kindMemory    kind = 21 // source: the rest of the memory map follows as a blob
+	kindLand      kind = 22 // source: still running; layout and pages to fetch follow as blobs
+	kindLanded    kind = 23 // destination: they are in place
 )
 
 var kindNames = map[kind]string{
@@ -41,7 +43,7 @@ var kindNames = map[kind]string{
 	kindReady: "ready", kindCommit: "commit", kindRunning: "running", kindProgress: "progress",
 	kindResident: "resident", kindDone: "done", kindSettled: "settled", kindAbort: "abort", kindAborted: "aborted",
 	kindResume: "resume", kindResumeAck: "resume-ack", kindPing: "ping", kindPong: "pong", kindLost: "lost",
-	kindRetry: "retry", kindMemory: "memory",
+	kindRetry: "retry", kindMemory: "memory", kindLand: "land", kindLanded: "landed",
 }
 
 func (k kind) String() string {
@@ -89,6 +91,20 @@ type stateMsg struct{}
 
 // memoryMsg announces one: the rest of it. It follows every STATE.
 type memoryMsg struct{}
+
+// landMsg announces two blobs: the layout, empty where it has not changed, and
+// the sets of a Batch.
+type landMsg struct {
+	Round uint `cbor:"1,keyasint"` // for people
+}
+
+type landedMsg struct {
+	Pages     uint64     `cbor:"1,keyasint"`
+	PagesZero uint64     `cbor:"2,keyasint"`
+	BytesWire uint64     `cbor:"3,keyasint"`
+	Micros    uint64     `cbor:"4,keyasint"`
+	Stats     statsOnAir `cbor:"5,keyasint"`
+}
 
 type readyMsg struct {
 	RebuildMicros uint64     `cbor:"1,keyasint"`
@@ -176,6 +192,7 @@ type statsOnAir struct {
 	FaultP50us    float64 `cbor:"7,keyasint"`
 	FaultP99us    float64 `cbor:"8,keyasint"`
 	FaultMaxus    float64 `cbor:"9,keyasint"`
+	PagesLanded   uint64  `cbor:"10,keyasint"`
 }
 
 // wireID is a MigrationID with its length checked.
@@ -197,6 +214,8 @@ func (acceptMsg) kind() kind    { return kindAccept }
 func (refuseMsg) kind() kind    { return kindRefuse }
 func (stateMsg) kind() kind     { return kindState }
 func (memoryMsg) kind() kind    { return kindMemory }
+func (landMsg) kind() kind      { return kindLand }
+func (landedMsg) kind() kind    { return kindLanded }
 func (readyMsg) kind() kind     { return kindReady }
 func (commitMsg) kind() kind    { return kindCommit }
 func (runningMsg) kind() kind   { return kindRunning }
@@ -221,7 +240,7 @@ func (m offerMsg) check() error {
 	if m.Migration == (wireID{}) {
 		return fmt.Errorf("%w: offer without an id", ErrProtocol)
 	}
-	if m.Offer.Mode != ModeStop && m.Offer.Mode != ModePostCopy {
+	if !m.Offer.Mode.Known() {
 		return fmt.Errorf("%w: mode %q", ErrProtocol, m.Offer.Mode)
 	}
 	return nil
@@ -267,6 +286,8 @@ func (m runningMsg) check() error {
 
 func (stateMsg) check() error    { return nil }
 func (memoryMsg) check() error   { return nil }
+func (landMsg) check() error     { return nil }
+func (landedMsg) check() error   { return nil }
 func (readyMsg) check() error    { return nil }
 func (commitMsg) check() error   { return nil }
 func (progressMsg) check() error { return nil }
@@ -295,6 +316,10 @@ func newMessage(k kind) message {
 		return new(stateMsg)
 	case kindMemory:
 		return new(memoryMsg)
+	case kindLand:
+		return new(landMsg)
+	case kindLanded:
+		return new(landedMsg)
 	case kindReady:
 		return new(readyMsg)
 	case kindCommit:

@@ -47,8 +47,13 @@ func (p *fakeProcess) Freeze(ctx context.Context) (st State, err error) {
 			if err := p.l.work(ctx, time.Millisecond); err != nil {
 				return nil, err
 			}
-			return []Memory{{Lazy: page.NewSet(page.Range{Start: 0x3000, End: 0x5000})}},
-				p.op("scan", func(*world) error { return nil })
+			rest = []Memory{{Lazy: page.NewSet(page.Range{Start: 0x3000, End: 0x5000})}}
+			return rest, p.op("scan", func(w *world) error {
+				if w.mem.tracked {
+					rest[0].Dirty = w.takeWritten()
+				}
+				return nil
+			})
 		}
 		return nil
 	})
@@ -75,7 +80,11 @@ func (p *fakeProcess) Held(ctx context.Context) (held bool, err error) {
 }
 
 func (p *fakeProcess) Thaw(ctx context.Context) error {
-	return p.op("thaw", func(w *world) error { w.setSrc(copyRunning); return nil })
+	return p.op("thaw", func(w *world) error {
+		w.setSrc(copyRunning)
+		w.mem.tracked = false
+		return nil
+	})
 }
 
 func (p *fakeProcess) Kill(ctx context.Context) error {
@@ -227,7 +236,7 @@ func (a *fakeArrival) Rebuild(ctx context.Context, st State, all bool) error {
 		if _, err := fmt.Sscan(string(st.Image), &of); err != nil {
 			w.violate("image %q", st.Image)
 		}
-		w.dstOf, w.missing = of, int(st.Memory[0].Lazy.Pages()+rest[0].Lazy.Pages())
+		w.dstOf, w.missing = of, w.keep(append(st.Memory, rest...))
 		return nil
 	})
 	if err != nil {
@@ -305,7 +314,7 @@ func (a *fakeArrival) Abort(ctx context.Context) error {
 			w.violate("a running destination was aborted")
 		}
 		w.setDst(copyNone)
-		w.arrival, w.missing = false, 0
+		w.arrival, w.missing, w.mem.landed = false, 0, [modelPages]int{}
 		return nil
 	})
 }

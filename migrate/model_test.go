@@ -20,7 +20,7 @@ var (
 var modelID = transport.MigrationID{0xab, 0xcd}
 
 func TestModelPlain(t *testing.T) {
-	for _, mode := range []Mode{ModeStop, ModePostCopy} {
+	for _, mode := range []Mode{ModeStop, ModePostCopy, ModePreCopy, ModeHybrid} {
 		w := newWorld(1, mode)
 		res, err := w.run(t)
 		if err != nil || res.Outcome != OutcomeDone || res.State != SourceDone || res.Unsettled {
@@ -60,7 +60,7 @@ func TestModelRandom(t *testing.T) {
 
 func randomRun(t *testing.T, seed uint64) Outcome {
 	rng := rand.New(rand.NewPCG(seed, 2))
-	w := newWorld(seed, []Mode{ModeStop, ModePostCopy}[rng.IntN(2)])
+	w := newWorld(seed, []Mode{ModeStop, ModePostCopy, ModePreCopy, ModeHybrid}[rng.IntN(4)])
 	w.chaos, w.faults = true, rng.IntN(12)
 	w.baddisk = rng.IntN(4) == 0
 	if rng.IntN(8) == 0 {
@@ -73,7 +73,7 @@ func randomRun(t *testing.T, seed uint64) Outcome {
 // TestModelEveryPoint crashes, cuts and stalls at every kill point of either
 // side, and after every crash crashes once more at every point that comes then.
 func TestModelEveryPoint(t *testing.T) {
-	for _, mode := range []Mode{ModeStop, ModePostCopy} {
+	for _, mode := range []Mode{ModeStop, ModePostCopy, ModePreCopy, ModeHybrid} {
 		base := newWorld(1, mode)
 		base.run(t)
 		points := base.points()
@@ -125,7 +125,7 @@ func TestKillPointsNamed(t *testing.T) {
 		return !slices.ContainsFunc(named, func(p string) bool { return !seen[p] && !rare(p) })
 	}
 	for seed := uint64(0); seed < 20000 && (seed < 200 || !all()); seed++ {
-		w := newWorld(seed, []Mode{ModeStop, ModePostCopy}[seed%2])
+		w := newWorld(seed, []Mode{ModeStop, ModePostCopy, ModePreCopy, ModeHybrid}[seed%4])
 		w.chaos, w.faults, w.baddisk = true, int(seed%12), seed%3 == 0
 		w.run(t)
 		for p := range w.seen {
@@ -143,4 +143,6 @@ func TestKillPointsNamed(t *testing.T) {
 }
 
 // rare points need a lost journal or process.
-func rare(p string) bool { return strings.Contains(p, "in-doubt") || strings.Contains(p, "lost") }
+func rare(p string) bool {
+	return strings.Contains(p, "in-doubt") || strings.HasSuffix(p, "lost") || strings.Contains(p, "lost/")
+}

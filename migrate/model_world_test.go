@@ -45,6 +45,7 @@ type world struct {
 	finished   bool // Finish was called
 	epoch      uint32
 	missing    int // pages that the destination's copy lacks
+	mem        modelMem
 	lanes      *fakeLanes
 	overruled  bool // a person took the responsibility
 	srcLost    bool // the source's copy was killed while pages were missing

@@ -11,7 +11,20 @@ type Mode string
 const (
 	ModeStop     Mode = "stop"     // all of them while the process stands still
 	ModePostCopy Mode = "postcopy" // after the switch
+	ModePreCopy  Mode = "precopy"  // before it, while the process runs, and the rest while it stands still
+	ModeHybrid   Mode = "hybrid"   // before it, and the rest after it
 )
+
+// Known reports whether m is one of them.
+func (m Mode) Known() bool {
+	return m == ModeStop || m == ModePostCopy || m.Rounds()
+}
+
+// Rounds reports whether pages are copied while the process still runs.
+func (m Mode) Rounds() bool { return m == ModePreCopy || m == ModeHybrid }
+
+// Whole reports whether every page is there before the process runs.
+func (m Mode) Whole() bool { return m == ModeStop || m == ModePreCopy }
 
 // Offer is what the source tells of the process before anything is touched, so
 // that the destination can refuse. Sizes in bytes.

@@ -33,13 +33,17 @@ func (o Outcome) ExitCode() int {
 	return 4
 }
 
-// Round is one pass over memory; ModeStop and ModePostCopy have one.
+// Round is one pass over memory. The last is what came after the freeze; ModeStop
+// and ModePostCopy have no other.
 type Round struct {
 	Round      int     `json:"round"`
 	Pages      uint64  `json:"pages"`
-	DirtyPages uint64  `json:"dirty_pages"`
+	PagesZero  uint64  `json:"pages_zero"`
+	DirtyPages uint64  `json:"dirty_pages"` // written meanwhile, as the look at its end says
 	BytesWire  uint64  `json:"bytes_wire"`
 	MS         float64 `json:"ms"`
+
+	took, elapsed time.Duration
 }
 
 // Faults is how long threads of the program waited for pages.
@@ -89,7 +93,10 @@ type Result struct {
 	PagesFaulted  uint64  `json:"pages_faulted"`
 	PagesResident uint64  `json:"pages_resident"`
 	Rounds        []Round `json:"rounds"`
-	Faults        Faults  `json:"faults"`
+	// Tracker is how dirty pages were found, and Switch why the rounds ended.
+	Tracker string `json:"tracker,omitempty"`
+	Switch  string `json:"switch_reason,omitempty"`
+	Faults  Faults `json:"faults"`
 }
 
 // Progress is a snapshot of a migration that goes on.
@@ -113,6 +120,15 @@ type Progress struct {
 
 	WireBytesPerSecond float64
 	PagesPerSecond     float64
+
+	// Of pre-copy, at the source: the round that is going on, pages that it and
+	// later ones have to send, how fast the program dirties memory, what a switch
+	// now would cost, and the part of its time that the program is kept from running.
+	Round               int
+	PagesLeft           uint64
+	DirtyBytesPerSecond float64
+	ExpectedDowntime    time.Duration
+	Throttle            float64
 }
 
 // ms is d in milliseconds, and 0 where one of the ends was never reached.

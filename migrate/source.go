@@ -38,6 +38,12 @@ type SourceConfig struct {
 	Hello   Hello // of this host; Version and Incarnation are filled in
 	Offer   Offer // also says the mode; not needed to Recover
 
+	// MaxDowntime is how long the program may stand still at the switch, as far as
+	// that can be foreseen; 0 is 300 ms, in ModeHybrid 50 ms. Throttle is how much
+	// of its time it may be kept from running so that ModePreCopy converges, below 1.
+	MaxDowntime time.Duration
+	Throttle    float64
+
 	// BeforeCommit is called with the process held. An error aborts.
 	BeforeCommit func(ctx context.Context) error
 	// AtSwitch is called once COMMIT is durable and sent, and again by a

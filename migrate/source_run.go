@@ -80,6 +80,15 @@ func (s *Source) handover(ctx context.Context) (*control, error) {
 	if err := s.enter(SourceIsolated); err != nil {
 		return c, err
 	}
+	var before *rounds
+	if s.rec.Mode.Rounds() {
+		if before, err = s.precopy(ctx, c); err != nil {
+			return c, err
+		}
+		if err := s.engine("isolate", func() error { return s.cfg.Process.Isolate(ctx) }); err != nil {
+			return c, err
+		}
+	}
 	s.times.freeze = time.Now()
 	var st State
 	err = s.engine("freeze", func() (err error) { st, err = s.cfg.Process.Freeze(ctx); return err })
@@ -90,7 +99,7 @@ func (s *Source) handover(ctx context.Context) (*control, error) {
 	if err := s.enter(SourceFrozen); err != nil {
 		return c, err
 	}
-	if err := s.sendState(ctx, c, st); err != nil {
+	if err := s.sendState(ctx, c, st, before); err != nil {
 		return c, err
 	}
 	if err := s.awaitReady(ctx, c); err != nil {
@@ -194,7 +203,8 @@ func (s *Source) offer(ctx context.Context, c *control) (*acceptMsg, error) {
 }
 
 // sendState sends image and memory map, the map as it becomes known.
-func (s *Source) sendState(ctx context.Context, c *control, st State) error {
+// before is what rounds did, nil where there were none.
+func (s *Source) sendState(ctx context.Context, c *control, st State, before *rounds) error {
 	s.res.BytesImage = uint64(len(st.Image))
 	if err := s.sendMemory(c, stateMsg{}, st.Memory, st.Image); err != nil {
 		return err
@@ -205,6 +215,9 @@ func (s *Source) sendState(ctx context.Context, c *control, st State) error {
 		if err != nil {
 			return err
 		}
+	}
+	if before != nil {
+		rest = before.dirty(rest)
 	}
 	if err := s.sendMemory(c, memoryMsg{}, rest); err != nil {
 		return err

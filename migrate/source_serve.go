@@ -370,9 +370,15 @@ func (s *Source) result(o Outcome, cause error) (Result, error) {
 	r.PagesFaulted, r.PagesResent = st.PagesFaulted, st.PagesDouble
 	r.PagesSent = st.PagesResident - min(st.PagesZero, st.PagesResident) + st.PagesDouble
 	r.Faults = Faults{Count: st.PagesFaulted, P50us: st.FaultP50us, P99us: st.FaultP99us, MaxUS: st.FaultMaxus}
-	r.Rounds = []Round{}
+	if r.Rounds == nil {
+		r.Rounds = []Round{}
+	}
 	if !t.freeze.IsZero() {
-		r.Rounds = append(r.Rounds, Round{Pages: r.PagesTotal, BytesWire: r.BytesWire, MS: r.ResidentMS})
+		last := Round{Round: len(r.Rounds) + 1, Pages: r.PagesTotal, BytesWire: r.BytesWire, MS: r.ResidentMS}
+		for _, b := range r.Rounds {
+			last.BytesWire -= min(last.BytesWire, b.BytesWire)
+		}
+		r.Rounds = append(r.Rounds, last)
 	}
 	return r, cause
 }

@@ -8,7 +8,7 @@ import (
 
 // SourceState is where a migration stands at the source.
 //
-//	running ─> preparing ─> isolated ─> frozen ─> held ─> committed ─> serving ─> resident ─> done
+//	running ─> preparing ─> isolated ─> (tracking ─>) frozen ─> held ─> committed ─> serving ─> resident ─> done
 //	               │            │          │        │  ╲      │  ╲         │ ╲        ▲
 //	               ╰────────────┴──────────┴────────┤   ╲     │   ╲────────┼──╲───────┤ (resolve)
 //	                                                ▼    ╲    ▼            ▼   ▼      │
@@ -27,6 +27,7 @@ const (
 	SourceRunning   SourceState = iota // nothing was touched
 	SourcePreparing                    // journalled; talking to the destination
 	SourceIsolated                     // in a child cgroup of its own, still running
+	SourceTracking                     // pages are copied while it runs
 	SourceFrozen                       // stopped by the tracer: runs on if the daemon dies
 	SourceHeld                         // in the frozen cgroup: runs for nobody but Thaw
 	SourceCommitted                    // journalled: never runs again at the source
@@ -40,7 +41,7 @@ const (
 )
 
 var sourceNames = [sourceStates]string{
-	"running", "preparing", "isolated", "frozen", "held", "committed",
+	"running", "preparing", "isolated", "tracking", "frozen", "held", "committed",
 	"serving", "resident", "done", "aborted", "in-doubt", "lost",
 }
 
@@ -49,7 +50,8 @@ var sourceEdges = [sourceStates][]SourceState{
 	SourceRunning: {SourcePreparing},
 	// To held: a restarted daemon finds the process held.
 	SourcePreparing: {SourceIsolated, SourceHeld, SourceAborted},
-	SourceIsolated:  {SourceFrozen, SourceAborted},
+	SourceIsolated:  {SourceTracking, SourceFrozen, SourceAborted},
+	SourceTracking:  {SourceFrozen, SourceAborted},
 	SourceFrozen:    {SourceHeld, SourceAborted},
 	// In doubt: neither COMMIT nor ABORTED could be journalled, and the
 	// destination cannot be asked.

@@ -12,7 +12,8 @@ func TestEdges(t *testing.T) {
 	source := map[string][]string{
 		"running":   {"preparing"},
 		"preparing": {"isolated", "held", "aborted"},
-		"isolated":  {"frozen", "aborted"},
+		"isolated":  {"tracking", "frozen", "aborted"},
+		"tracking":  {"frozen", "aborted"},
 		"frozen":    {"held", "aborted"},
 		"held":      {"committed", "aborted", "in-doubt"},
 		"committed": {"serving", "resident", "aborted", "in-doubt", "lost"},

@@ -68,6 +68,68 @@ func TestSetAgainstModel(t *testing.T) {
 	}
 }
 
+// Union, Difference and Intersection of two sets, against arrays of booleans.
+func TestSetAlgebra(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 2))
+	const n = 96
+	random := func() (s Set, in [n]bool) {
+		for range r.IntN(12) {
+			a := r.IntN(n)
+			b := min(n, a+1+r.IntN(16))
+			s.Add(Range{Addr(a), Addr(b)})
+			for i := a; i < b; i++ {
+				in[i] = true
+			}
+		}
+		return s, in
+	}
+	for range 3000 {
+		a, ina := random()
+		b, inb := random()
+		wasA, wasB := a.Clone(), b.Clone()
+		for _, c := range []struct {
+			name string
+			got  Set
+			want func(x, y bool) bool
+		}{
+			{"union", Union(&a, &b), func(x, y bool) bool { return x || y }},
+			{"difference", Difference(&a, &b), func(x, y bool) bool { return x && !y }},
+			{"intersection", Intersection(&a, &b), func(x, y bool) bool { return x && y }},
+		} {
+			for i := range n {
+				if want := c.want(ina[i], inb[i]); c.got.Contains(Addr(i)) != want {
+					t.Fatalf("%s of %v and %v is %v: %d in it: %v", c.name, a, b, c.got, i, !want)
+				}
+			}
+			rs := c.got.Ranges()
+			for i := range rs {
+				if rs[i].Empty() || i > 0 && rs[i-1].End >= rs[i].Start {
+					t.Fatalf("%s of %v and %v: ranges not canonical: %v", c.name, a, b, rs)
+				}
+			}
+		}
+		if !slices.Equal(a.Ranges(), wasA.Ranges()) || !slices.Equal(b.Ranges(), wasB.Ranges()) {
+			t.Fatalf("%v and %v were changed to %v and %v", wasA, wasB, a, b)
+		}
+	}
+}
+
+func BenchmarkDifference(b *testing.B) {
+	var all, some Set
+	for i := range Addr(200_000) {
+		all.Add(Range{i * 4 * Size, (i*4 + 3) * Size})
+		if i%2 == 0 {
+			some.Add(Range{(i*4 + 1) * Size, (i*4 + 2) * Size})
+		}
+	}
+	for b.Loop() {
+		Difference(&all, &some)
+		Intersection(&all, &some)
+	}
+}
+
 func TestBitmapRanges(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 7))
 	for range 300 {

@@ -51,6 +51,57 @@ func Union(a, b *Set) Set {
 	return out
 }
 
+// Difference returns what is in a and not in b, in time linear in their ranges.
+// It may share memory with a: see Union.
+func Difference(a, b *Set) Set {
+	if a.Empty() || b.Empty() {
+		return *a
+	}
+	out := Set{make([]Range, 0, len(a.r))}
+	y := b.r
+	for _, r := range a.r {
+		for len(y) > 0 && y[0].End <= r.Start {
+			y = y[1:]
+		}
+		// What of b overlaps r may reach into the next range of a, so that y
+		// stays at it.
+		for _, cut := range y {
+			if cut.Start >= r.End {
+				break
+			}
+			if cut.Start > r.Start {
+				out.r = append(out.r, Range{r.Start, cut.Start})
+			}
+			r.Start = cut.End
+			if r.Empty() {
+				break
+			}
+			y = y[1:]
+		}
+		if !r.Empty() {
+			out.r = append(out.r, r)
+		}
+	}
+	return out
+}
+
+// Intersection returns what is in a and in b, in time linear in their ranges.
+// It shares memory with neither.
+func Intersection(a, b *Set) Set {
+	var out Set
+	for x, y := a.r, b.r; len(x) > 0 && len(y) > 0; {
+		if r := x[0].Intersect(y[0]); !r.Empty() {
+			out.r = append(out.r, r)
+		}
+		if x[0].End < y[0].End {
+			x = x[1:]
+		} else {
+			y = y[1:]
+		}
+	}
+	return out
+}
+
 // Ranges returns the ranges in ascending order. The slice is s's own: read only.
 func (s *Set) Ranges() []Range { return s.r }
 

@@ -192,6 +192,8 @@ type Stats struct {
 	FaultP99  time.Duration `cbor:"18,keyasint"`
 	FaultMax  time.Duration `cbor:"19,keyasint"`
 	FaultMean time.Duration `cbor:"20,keyasint"`
+	// PagesLanded came before the process was adopted, some of them repeatedly.
+	PagesLanded uint64 `cbor:"21,keyasint"`
 }
 
 var (

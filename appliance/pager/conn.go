@@ -26,6 +26,7 @@ const (
 	opLane         op = "lane"
 	opEpoch        op = "epoch"
 	opFile         op = "file"
+	opLand         op = "land"
 	opAdopt        op = "adopt"
 	opFetch        op = "fetch"
 	opWaitEager    op = "wait-eager"

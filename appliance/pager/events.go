@@ -63,6 +63,10 @@ func (s *server) stats() Stats {
 		eager += src.EagerMissing()
 	}
 	l := s.trap.Latency()
+	landed := s.landed.Load()
+	if r := s.landing.Load(); r != nil {
+		landed += r.pages.Load()
+	}
 	return Stats{
 		PagesTotal:    uint64(total),
 		PagesResident: uint64(total) - min(st.Missing(false), uint64(total)),
@@ -71,6 +75,7 @@ func (s *server) stats() Stats {
 		PagesFaulted:  st.Count(pagestore.Faulted),
 		PagesDouble:   st.Count(pagestore.Doubles),
 		PagesEager:    uint64(eager),
+		PagesLanded:   landed,
 		BytesWire:     s.fetch.Received(),
 		Faults:        st.Count(pagestore.Faults),
 		Forks:         st.Count(pagestore.Forks),

@@ -41,6 +41,12 @@ func (s *server) handle(p packet, files []*os.File) (body any, err error) {
 			return nil, err
 		}
 		return nil, s.adopt(m, p, files)
+	case opLand:
+		m, err := decode[landMsg](p)
+		if err != nil {
+			return nil, err
+		}
+		return s.land(m)
 	case opFetch:
 		s.store.SetFlag(pagestore.FlagFetching)
 		s.fetch.Start(true)

@@ -24,13 +24,19 @@ import (
 
 // server is the pager's process.
 type server struct {
-	cfg   settings
-	log   *slog.Logger
-	store *pagestore.Store
-	trap  *fault.Trap
-	fetch *stream.Fetcher
-	pool  *transport.Pool
-	awake *os.File // keeps the host's processors from sleeping
+	cfg     settings
+	log     *slog.Logger
+	store   *pagestore.Store
+	trap    *fault.Trap
+	fetch   *stream.Fetcher
+	pool    *transport.Pool
+	awake   *os.File               // keeps the host's processors from sleeping
+	landing atomic.Pointer[lander] // of the round that is going on
+	landed  atomic.Uint64          // pages of the rounds before it
+	// written are the pages of process landPID that may hold something else than
+	// zeros: known to whoever does a round, one at a time.
+	written page.Set
+	landPID int
 	// fromFile: pages come from a file, for which there is no other to ask.
 	fromFile atomic.Bool
 	sock     *net.UnixListener

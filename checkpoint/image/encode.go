@@ -109,7 +109,7 @@ func AppendMemory(b []byte, ms []Memory) []byte {
 	b = binary.AppendUvarint(b, uint64(len(ms)))
 	for i := range ms {
 		b = binary.AppendUvarint(b, uint64(ms[i].Space))
-		for _, s := range ms[i].sets() {
+		for _, s := range ms[i].stored() {
 			b = page.AppendSet(b, s)
 		}
 	}
@@ -132,7 +132,7 @@ func ParseMemory(b []byte) ([]Memory, error) {
 		}
 		m.Space, b = page.Space(sp), b[k:]
 		var err error
-		for _, s := range m.sets() {
+		for _, s := range m.stored() {
 			if *s, b, err = page.ParseSet(b); err != nil {
 				return nil, fmt.Errorf("%w: memory map: %v", ErrFormat, err)
 			}

@@ -11,7 +11,7 @@ import (
 const MaxInlineMemory = 1 << 20
 
 // Memory says which pages of one address space have content, and how each must
-// reach the destination. The sets do not overlap and are page aligned. What is
+// reach the destination. The first two do not overlap; all are page aligned. What is
 // in none of them is a hole (zeros) or comes from a file there.
 type Memory struct {
 	Space page.Space
@@ -27,11 +27,20 @@ type Memory struct {
 	// Guards are where an access is a fault of the program (MADV_GUARD_INSTALL),
 	// inside mappings of the kind VMAAnon.
 	Guards page.Set
+	// Dirty are pages that may differ from what a destination was sent of them
+	// before. Pages of Lazy and Eager that it has and that are not in Dirty need
+	// not come again.
+	Dirty page.Set
 }
 
-// sets are all of them, in the order of the encoded form.
-func (m *Memory) sets() []*page.Set {
+// stored are those that are kept in a file.
+func (m *Memory) stored() []*page.Set {
 	return []*page.Set{&m.Lazy, &m.Eager, &m.Hot, &m.Guards}
+}
+
+// sets are all of them.
+func (m *Memory) sets() []*page.Set {
+	return []*page.Set{&m.Lazy, &m.Eager, &m.Hot, &m.Guards, &m.Dirty}
 }
 
 // Join returns the maps of a and b as one for each space: what each says holds.

@@ -97,7 +97,7 @@ func (s *Skeleton) bear(b birth, now clocks) error {
 	if err != nil {
 		return err
 	}
-	s.pid, s.born = s.target.pid, b
+	s.pid, s.born, s.area = s.target.pid, b, seedArea
 	return s.join(b)
 }
 
@@ -205,6 +205,7 @@ func (s *Skeleton) unborn() {
 		s.end(h)
 	}
 	s.helpers, s.target, s.init, s.tids, s.pid = nil, nil, nil, nil, 0
+	s.laid = laid{}
 }
 
 // end kills a held process and waits until it is gone. A leader is only reported
@@ -312,35 +313,38 @@ func (s *Skeleton) widenTable(p *image.Process) error {
 	return sc.run(s.target.pid)
 }
 
-// relocate moves the stub area out of the way of what the process will have.
-func (s *Skeleton) relocate(p *image.Process) (page.Range, error) {
-	taken := layoutOf(p)
-	whole := page.Range{Start: seedText.Start, End: seedArea.End}
-	if !overlapsAny(whole, taken) {
-		return seedArea, nil
+// relocate moves the stub area out of the way of taken, what the process will
+// have.
+func (s *Skeleton) relocate(taken []page.Range) error {
+	whole := s.area
+	if s.laid.maps == nil {
+		whole.Start = min(whole.Start, seedText.Start)
 	}
-	to, ok := hole(areaBytes, append(taken, whole))
+	if !overlapsAny(whole, taken) {
+		return nil
+	}
+	to, ok := hole(areaBytes, append(append(taken, whole), s.laid.whole()...))
 	if !ok {
-		return to, fmt.Errorf("%w: no room for %d bytes", ErrUnsupported, areaBytes)
+		return fmt.Errorf("%w: no room for %d bytes", ErrUnsupported, areaBytes)
 	}
 	sc := newScript(s.target.t)
 	sc.onf("stub area at %v", to)
 	sc.call(unix.SYS_MMAP, uint64(to.Start), to.Bytes(), unix.PROT_READ|unix.PROT_WRITE|unix.PROT_EXEC,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE|unix.MAP_FIXED_NOREPLACE, minus(1), 0)
 	if err := sc.run(s.target.pid); err != nil {
-		return to, err
+		return err
 	}
 	// Closing it unmaps the old area and leaves the thread ready for the new.
 	if err := s.target.t.Close(s.target.pid); err != nil {
-		return to, err
+		return err
 	}
 	t, err := inject.Adopt(s.tr, s.target.pid, to)
 	if err != nil {
 		s.target.t = nil
-		return to, err
+		return err
 	}
-	s.target.t = t
-	return to, nil
+	s.target.t, s.area = t, to
+	return nil
 }
 
 // lastCapability is the highest number of a capability that this kernel knows.

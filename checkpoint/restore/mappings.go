@@ -8,6 +8,7 @@ import (
 	"github.com/pageferry/pageferry/checkpoint/image"
 	"github.com/pageferry/pageferry/checkpoint/inject"
 	"github.com/pageferry/pageferry/internal/sys"
+	"github.com/pageferry/pageferry/page"
 )
 
 // From <linux/mman.h>: the type of a droppable mapping (6.11), and <asm/unistd>.
@@ -71,7 +72,8 @@ func mmapFlags(v *image.VMA) uint64 {
 // mapAll makes every mapping of the process except those of shared memory
 // objects and of the vdso. Files are opened once for all their mappings that
 // follow each other.
-func mapAll(s *script, p *image.Process) {
+// Of what was laid the parts that have another protection are changed.
+func mapAll(s *script, p *image.Process, l *laid) {
 	var file *inject.Call
 	var path string
 	var flags uint64
@@ -101,7 +103,16 @@ func mapAll(s *script, p *image.Process) {
 		}
 		switch v.Kind {
 		case image.VMAAnon:
-			s.call(unix.SYS_MMAP, uint64(v.Start), v.Bytes(), uint64(v.Prot), mmapFlags(v)|unix.MAP_ANONYMOUS, minus(1), 0)
+			at := v.Start
+			for _, r := range append(l.kept(v), page.Range{Start: v.End, End: v.End}) {
+				if at < r.Start {
+					s.call(unix.SYS_MMAP, uint64(at), uint64(r.Start-at), uint64(v.Prot), mmapFlags(v)|unix.MAP_ANONYMOUS, minus(1), 0)
+				}
+				if !r.Empty() && v.Prot != unix.PROT_READ|unix.PROT_WRITE {
+					s.call(unix.SYS_MPROTECT, uint64(r.Start), r.Bytes(), uint64(v.Prot))
+				}
+				at = r.End
+			}
 		case image.VMAFile, image.VMAFileShared, image.VMADevice:
 			f := fd()
 			s.call(unix.SYS_MMAP, uint64(v.Start), v.Bytes(), uint64(v.Prot), mmapFlags(v), 0, v.Offset).Arg(4, f)

@@ -11,7 +11,6 @@ import (
 
 	"github.com/pageferry/pageferry/checkpoint/image"
 	"github.com/pageferry/pageferry/internal/sys"
-	"github.com/pageferry/pageferry/page"
 )
 
 // rebuild is the work on one process, from image to registers.
@@ -25,7 +24,6 @@ type rebuild struct {
 	trap Trap
 
 	lastCap int
-	area    page.Range
 	regions []Region
 	objects []*sharedObject
 	pidfd   int
@@ -173,7 +171,7 @@ func (r *rebuild) threads() error {
 	}
 	for {
 		var err error
-		if r.area, err = r.relocate(r.p); err != nil {
+		if err = r.relocate(layoutOf(r.p)); err != nil {
 			return err
 		}
 		sig, waiting := batchSignal(r.p)

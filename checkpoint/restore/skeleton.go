@@ -15,6 +15,7 @@ import (
 	"github.com/pageferry/pageferry/checkpoint/cgroup"
 	"github.com/pageferry/pageferry/checkpoint/image"
 	"github.com/pageferry/pageferry/internal/sys"
+	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/proc"
 )
 
@@ -49,6 +50,8 @@ type Skeleton struct {
 	target  *held        // the process
 	tids    []int        // of its threads, in the order of the image
 	born    birth        // what target was made as
+	area    page.Range   // where target has its stub area
+	laid    laid         // what target has of the process's memory already
 	offsets clocks       // of its time namespace
 
 	seedOOM     int         // oom_score_adj that children of the seed begin with

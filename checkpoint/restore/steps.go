@@ -8,6 +8,7 @@ import (
 	"github.com/pageferry/pageferry/checkpoint/fds"
 	"github.com/pageferry/pageferry/checkpoint/image"
 	"github.com/pageferry/pageferry/internal/sys"
+	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/proc"
 )
 
@@ -23,11 +24,11 @@ func (r *rebuild) layout() error {
 		taken = append(taken, v.span())
 	}
 	s := newScript(r.target.t)
+	keep := append(r.keepable(r.p), r.area)
 	if len(v.parts) > 0 {
-		s.clear(r.area, v.span())
-	} else {
-		s.clear(r.area)
+		keep = append(keep, v.span())
 	}
+	s.clear(keep...)
 	patch, err := placeVDSO(s, v, r.p, taken, r.cfg.ForceVDSOBridge)
 	if err != nil {
 		s.Discard()
@@ -63,9 +64,18 @@ func (r *rebuild) layout() error {
 // mappings makes all of them, and the userfaultfd: in one batch.
 func (r *rebuild) mappings() error {
 	s := newScript(r.target.t)
-	mapAll(s, r.p)
+	mapAll(s, r.p, &r.laid)
 	for _, o := range r.objects {
 		o.mapInto(s)
+	}
+	if r.laid.maps != nil {
+		if err := s.run(r.target.pid); err != nil {
+			return err
+		}
+		if err := r.mend(r.p); err != nil {
+			return err
+		}
+		s = newScript(r.target.t)
 	}
 	dressAll(s, r.p)
 	trapped := r.rest != nil || !r.m.Lazy.Empty()
@@ -110,12 +120,36 @@ func (r *rebuild) theRest() error {
 			return err
 		}
 	}
+	if err := r.keep(); err != nil {
+		return err
+	}
 	if r.m.Guards.Empty() {
 		return nil
 	}
 	s := newScript(r.target.t)
 	guardAll(s, r.p, r.m)
 	return s.run(r.target.pid)
+}
+
+// keep takes what was landed and has not changed out of what is to come, and
+// gives up the rest of it: nothing would trap an access to a stale page.
+func (r *rebuild) keep() (err error) {
+	if r.laid.pages.Empty() {
+		return nil
+	}
+	content := page.Union(&r.m.Lazy, &r.m.Eager)
+	clean := page.Difference(&content, &r.m.Dirty)
+	here := page.Intersection(&r.laid.pages, &clean)
+	stale := page.Difference(&r.laid.pages, &here)
+	if err := r.drop(&stale); err != nil {
+		return err
+	}
+	for _, s := range []*page.Set{&r.m.Lazy, &r.m.Eager, &r.m.Hot} {
+		*s = page.Difference(s, &here)
+	}
+	r.cfg.Log.Debug("landed before the freeze", "pid", r.p.PID, "kept_pages", here.Pages(), "stale_pages", stale.Pages())
+	r.regions, err = planRegions(r.p, r.m)
+	return err
 }
 
 // adopt hands the memory over. The process's own copy of the userfaultfd is

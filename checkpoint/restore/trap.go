@@ -17,7 +17,7 @@ import (
 // moment: no userfaultfd can trap those, and their programs are prepared to find
 // zeros (vgetrandom keeps its state in one).
 func droppable(p *image.Process, m *image.Memory) *image.Memory {
-	out := &image.Memory{Space: m.Space, Lazy: m.Lazy, Eager: m.Eager, Hot: m.Hot, Guards: m.Guards}
+	out := &image.Memory{Space: m.Space, Lazy: m.Lazy, Eager: m.Eager, Hot: m.Hot, Guards: m.Guards, Dirty: m.Dirty}
 	for i := range p.VMAs {
 		v := &p.VMAs[i]
 		if !v.Has("dp") {

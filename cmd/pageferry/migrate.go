@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -22,7 +23,7 @@ type migrateOptions struct {
 	mode, trap, transport, compress string
 	maxBandwidth                    string
 	maxDowntime                     string
-	throttle                        string
+	throttle                        float64
 	tcp                             string
 	addresses                       []string
 	pidns, onSourceExit             string
@@ -30,13 +31,13 @@ type migrateOptions struct {
 
 func (o *migrateOptions) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&o.mode, "mode", "auto", "when the pages move: postcopy (after the switch) or stop; auto is postcopy")
+	f.StringVar(&o.mode, "mode", "auto", "when the pages move: hybrid (before and after the switch), precopy, postcopy or stop; auto is postcopy")
 	f.StringVar(&o.trap, "trap", "auto", "what traps pages that are not here yet: uffd")
 	f.StringVar(&o.transport, "transport", "auto", "what carries the pages: tcp")
 	f.StringVar(&o.compress, "compress", "auto", "none; auto is none")
 	f.StringVar(&o.maxBandwidth, "max-bandwidth", "", "not in this version")
-	f.StringVar(&o.maxDowntime, "max-downtime", "", "not in this version: only pre-copy has it")
-	f.StringVar(&o.throttle, "throttle", "", "not in this version: only pre-copy has it")
+	f.StringVar(&o.maxDowntime, "max-downtime", "", "how long the program may stand still at the switch, such as 50ms; with hybrid and precopy")
+	f.Float64Var(&o.throttle, "throttle", 0, "how much of its time the program may be kept from running so that precopy converges, 0 to 0.99")
 	f.StringVar(&o.tcp, "tcp", "", "established TCP connections: refuse or close at the switch (default: the daemon's, refuse)")
 	f.StringArrayVar(&o.addresses, "address", nil, "OLD=NEW: a listener's address there; may be repeated")
 	f.StringVar(&o.pidns, "pidns", "", "keep the pid in namespace: auto, host or new (default: the daemon's, auto)")
@@ -44,7 +45,7 @@ func (o *migrateOptions) flags(cmd *cobra.Command) {
 	complete := func(name string, values ...string) {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 	}
-	complete("mode", "auto", "postcopy", "stop")
+	complete("mode", "auto", "hybrid", "precopy", "postcopy", "stop")
 	complete("trap", "auto", "uffd")
 	complete("transport", "auto", "tcp")
 	complete("compress", "auto", "none")
@@ -66,13 +67,22 @@ func (o *migrateOptions) request() (appliance.MigrateRequest, error) {
 	}
 	for _, f := range []struct{ flag, value, why string }{
 		{"max-bandwidth", o.maxBandwidth, "is not in this version; limit the network device instead, with tc"},
-		{"max-downtime", o.maxDowntime, "steers pre-copy, which is not in this version"},
-		{"throttle", o.throttle, "steers pre-copy, which is not in this version"},
 	} {
 		if f.value != "" {
 			return r, usagef("--%s %s", f.flag, f.why)
 		}
 	}
+	if o.maxDowntime != "" {
+		d, err := time.ParseDuration(o.maxDowntime)
+		if err != nil || d <= 0 {
+			return r, usagef("--max-downtime %q is no time such as 50ms", o.maxDowntime)
+		}
+		r.MaxDowntimeMS = float64(d) / float64(time.Millisecond)
+	}
+	if !(o.throttle >= 0 && o.throttle < 1) {
+		return r, usagef("--throttle %v is no part of the time: 0 to 0.99", o.throttle)
+	}
+	r.Throttle = o.throttle
 	check := appliance.Config{Insecure: true, Defaults: appliance.Defaults{TCP: o.tcp, PIDNS: o.pidns, OnSourceExit: o.onSourceExit}}
 	if err := check.Validate(); err != nil {
 		var fe *appliance.FieldError

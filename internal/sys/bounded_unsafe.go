@@ -102,3 +102,15 @@ func FutexWait(at *atomic.Uint32, v uint32, limit time.Duration) {
 func FutexWake(at *atomic.Uint32) {
 	_, _, _ = unix.RawSyscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(at)), futexWakePrivate, 1<<31-1, 0, 0, 0)
 }
+
+// ProcessVMWritevNow is process_vm_writev(2), the same way round: the pages that
+// it touches for the first time are made.
+func ProcessVMWritevNow(pid int, local []unix.Iovec, remote []unix.RemoteIovec) (n int, err error) {
+	r, _, e := unix.RawSyscall6(unix.SYS_PROCESS_VM_WRITEV, uintptr(pid),
+		uintptr(unsafe.Pointer(unsafe.SliceData(local))), uintptr(len(local)),
+		uintptr(unsafe.Pointer(unsafe.SliceData(remote))), uintptr(len(remote)), 0)
+	if e != 0 {
+		return 0, e
+	}
+	return int(r), nil
+}

@@ -44,7 +44,7 @@ func (f *Fetcher) startAll() {
 // around puts the blocks of pages that threads wait for before all else that is
 // to be fetched.
 func (f *Fetcher) around(space page.Space, pages []page.Num) {
-	src := f.st.Source(space)
+	src := f.now.Load().st.Source(space)
 	if src == nil {
 		return
 	}

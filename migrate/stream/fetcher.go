@@ -70,7 +70,8 @@ type Fetcher struct {
 	st     *pagestore.Store
 	log    *slog.Logger
 	nextID atomic.Uint64
-	ticker chan struct{} // closed by Close
+	now    atomic.Pointer[work] // replaced under mu
+	ticker chan struct{}        // closed by Close
 	wg     sync.WaitGroup
 
 	mu      sync.Mutex
@@ -117,6 +118,7 @@ func NewFetcher(cfg FetcherConfig) *Fetcher {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	f := &Fetcher{cfg: cfg, st: cfg.Store, log: cfg.Log, ticker: make(chan struct{}), flight: map[*pagestore.Source]*flight{}}
+	f.now.Store(&work{st: cfg.Store, placer: cfg.Placer, order: cfg.Order})
 	f.wg.Add(1)
 	go f.watch()
 	return f
@@ -268,6 +270,9 @@ func (f *Fetcher) detach(l *lane) {
 
 // giveBack makes pages that were asked for be asked for again; mu is held.
 func (f *Fetcher) giveBack(src *pagestore.Source, rs []page.Range) {
+	if !f.current(src) {
+		return // of a round that was given up
+	}
 	fl := f.flightOf(src)
 	for _, r := range rs {
 		src.Each(r, func(p page.Range, i int) {
@@ -309,13 +314,18 @@ func (f *Fetcher) check() {
 		return
 	}
 	var calls []func()
-	if !f.told.eager && !slices.ContainsFunc(f.st.Sources(), (*pagestore.Source).EagerLeft) {
+	w := f.now.Load()
+	if w.done == nil && !f.told.eager && !slices.ContainsFunc(w.st.Sources(), (*pagestore.Source).EagerLeft) {
 		f.told.eager = true
 		calls = append(calls, f.cfg.OnEager)
 	}
-	if !f.told.resident && f.st.Resident() {
+	if !f.told.resident && w.st.Resident() {
 		f.told.resident = true
-		calls = append(calls, f.cfg.OnResident)
+		if w.done != nil {
+			close(w.done)
+		} else {
+			calls = append(calls, f.cfg.OnResident)
+		}
 	}
 	f.mu.Unlock()
 	for _, c := range calls {
@@ -342,7 +352,7 @@ func (f *Fetcher) watch() {
 			for _, l := range lanes {
 				idle = idle && len(l.reqs) == 0
 			}
-			if idle && !f.st.Resident() {
+			if idle && !f.now.Load().st.Resident() {
 				f.rewind()
 			}
 			f.mu.Unlock()

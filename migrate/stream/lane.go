@@ -38,8 +38,9 @@ type lane struct {
 
 // request is what was asked for and has not come.
 type request struct {
-	src  *pagestore.Source
-	left page.Set
+	src    *pagestore.Source
+	placer Placer
+	left   page.Set
 }
 
 // fail closes the lane for a reason of ours.
@@ -146,7 +147,7 @@ func (l *lane) take(fr transport.Frame) error {
 				if run.Kind == wire.RunData {
 					d = data[off : off+page.Addr(part.Bytes())]
 				}
-				err = l.place(req.src, run.Kind, part, first, d)
+				err = l.place(req, run.Kind, part, first, d)
 			}
 		})
 		if err != nil {
@@ -206,19 +207,19 @@ func (l *lane) came(req *request, runs []wire.Run, last bool) (err error) {
 }
 
 // place hands one run to the placer. The pages are in one range of the source.
-func (l *lane) place(src *pagestore.Source, kind wire.RunKind, r page.Range, first int, data []byte) error {
-	f := l.f
+func (l *lane) place(req *request, kind wire.RunKind, r page.Range, first int, data []byte) error {
+	f, src := l.f, req.src
 	n := r.Pages()
 	var err error
 	switch kind {
 	case wire.RunData:
-		_, err = f.cfg.Placer.Place(src.ID(), r, data)
+		_, err = req.placer.Place(src.ID(), r, data)
 	case wire.RunZero:
 		var k int
-		k, err = f.cfg.Placer.Zero(src.ID(), r)
+		k, err = req.placer.Zero(src.ID(), r)
 		f.st.Add(pagestore.Zeros, uint64(k))
 	default:
-		_, err = f.cfg.Placer.Absent(src.ID(), r)
+		_, err = req.placer.Absent(src.ID(), r)
 	}
 	f.mu.Lock()
 	fl := f.flightOf(src)
@@ -264,7 +265,7 @@ func (l *lane) pumpLocked() {
 
 // askPages asks for single pages.
 func (l *lane) askPages(space page.Space, pages []page.Num) {
-	src := l.f.st.Source(space)
+	src := l.f.now.Load().st.Source(space)
 	if src == nil {
 		return
 	}
@@ -291,7 +292,7 @@ func (l *lane) askPages(space page.Space, pages []page.Num) {
 
 // send sends one request; sendMu is held. It reports whether the lane lives.
 func (l *lane) send(src *pagestore.Source, rs []page.Range) bool {
-	req := &request{src: src, left: page.NewSet(rs...)}
+	req := &request{src: src, placer: l.f.now.Load().placer, left: page.NewSet(rs...)}
 	id := l.f.nextID.Add(1)
 	l.f.mu.Lock()
 	attached := false

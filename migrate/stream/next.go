@@ -8,11 +8,12 @@ import (
 // rewind begins the order anew; mu is held.
 func (f *Fetcher) rewind() {
 	f.cur = piece{}
+	w := f.now.Load()
 	order := Order(hotEager)
 	if f.all {
-		order = f.cfg.Order
+		order = w.order
 	}
-	f.next = order(f.st)
+	f.next = order(w.st)
 }
 
 // take returns up to n pages of one source that are missing and not asked for,

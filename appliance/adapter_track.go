@@ -1,0 +1,161 @@
+package appliance
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/pageferry/pageferry/appliance/pager"
+	"github.com/pageferry/pageferry/checkpoint/image"
+	"github.com/pageferry/pageferry/dirty"
+	"github.com/pageferry/pageferry/migrate"
+	"github.com/pageferry/pageferry/page"
+	"github.com/pageferry/pageferry/proc"
+)
+
+// tracking is what a process that is tracked has besides.
+type tracking struct {
+	tracker dirty.Tracker // nil where nothing is tracked
+	running atomic.Bool   // and tracked: Freeze has not stopped it yet
+	// written is what the walk at the freeze found: set by the time that the rest
+	// of the map of memory is there.
+	written page.Set
+}
+
+// Track makes the process open the tracker's userfaultfd.
+func (p *process) Track(ctx context.Context) (string, error) {
+	p.running.Store(true)
+	f, err := p.s.Userfault(ctx, p.find)
+	if err != nil {
+		return "", gone(err)
+	}
+	if p.tracker, err = dirty.NewWPAsync(p.pid, f); err != nil {
+		return "", gone(err)
+	}
+	return string(p.tracker.Method()), nil
+}
+
+// untrack ends that. Nothing of it is left in the process.
+func (p *process) untrack() {
+	if p.tracker == nil {
+		return
+	}
+	if err := p.tracker.Close(); err != nil {
+		p.log.Warn("end of the tracking", "pid", p.pid, "err", err)
+	}
+}
+
+// find is the walk at the freeze.
+func (p *process) find(maps []proc.Mapping) (own, guards page.Set, err error) {
+	found, err := p.tracker.Collect(maps)
+	p.written = found.Written
+	return found.Content, found.Guards, err
+}
+
+// dirtied adds what it found to the map of memory.
+func (p *process) dirtied(ms []migrate.Memory) []migrate.Memory {
+	for i := range ms {
+		if ms[i].Space == 0 {
+			ms[i].Dirty = p.written
+		}
+	}
+	return ms
+}
+
+// Look looks at anonymous memory, which is nearly all that a process has. Pages of
+// shared objects and changed pages of files come at the switch.
+func (p *process) Look(context.Context) (migrate.Look, error) {
+	maps, err := p.s.Mappings()
+	if err != nil {
+		return migrate.Look{}, gone(err)
+	}
+	var anon []proc.Mapping
+	for i := range maps {
+		if m := &maps[i]; !m.Shared && m.Ino == 0 && m.Name != "[vsyscall]" && !m.Has("dp") && !m.Has("io") && !m.Has("pf") {
+			anon = append(anon, *m)
+		}
+	}
+	found, err := p.tracker.Collect(anon)
+	if err != nil {
+		return migrate.Look{}, gone(err)
+	}
+	var vmas []image.VMA
+	for i := range anon {
+		m := &anon[i]
+		if found.Content.BytesIn(m.Range) > 0 {
+			vmas = append(vmas, image.VMA{Range: m.Range, Kind: image.VMAAnon, Prot: m.Prot, Memory: -1, Flags: settledFlags(m)})
+		}
+	}
+	l := migrate.Look{Content: found.Content, Written: found.Written}
+	l.Layout, err = image.EncodeLayout(vmas)
+	return l, err
+}
+
+// settledFlags are those of a mapping that are settled when it is made.
+func settledFlags(m *proc.Mapping) (out []string) {
+	for _, f := range []string{"nr", "gd"} {
+		if m.Has(f) {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+func (p *process) Peek(pages *page.Set) (page.Set, error) {
+	s, err := p.tracker.Peek(pages)
+	return s, gone(err)
+}
+
+// readRunning reads page by page what could not be read at once. What the program
+// has unmapped meanwhile is zeros, which the next Look sets right.
+func (p *process) readRunning(space page.Space, rs []page.Range, buf []byte) error {
+	for _, r := range rs {
+		for at := r.Start; at < r.End; at += page.Size {
+			one := buf[:page.Size]
+			buf = buf[page.Size:]
+			if err := p.s.ReadPages(space, []page.Range{page.PageOf(at)}, one); err != nil {
+				if err := p.s.Alive(); err != nil {
+					return err
+				}
+				clear(one)
+			}
+		}
+	}
+	return nil
+}
+
+// Land lays out the process-to-be as the source's is, and has the pager fetch pages
+// into it.
+func (a *arrival) Land(ctx context.Context, b migrate.Batch) (migrate.Landed, error) {
+	if b.Layout != nil {
+		vmas, err := image.DecodeLayout(b.Layout)
+		if err != nil {
+			return migrate.Landed{}, err
+		}
+		if err := a.skeleton.Lay(ctx, vmas); err != nil {
+			return migrate.Landed{}, err
+		}
+	}
+	if err := a.skeleton.Drop(b.Gone); err != nil {
+		return migrate.Landed{}, err
+	}
+	var all page.Set
+	for i := range b.Classes {
+		all = page.Union(&all, &b.Classes[i])
+	}
+	if all.Empty() {
+		return migrate.Landed{}, nil
+	}
+	if err := a.skeleton.Holds(&all); err != nil {
+		return migrate.Landed{}, err
+	}
+	p := a.current()
+	if p == nil {
+		return migrate.Landed{}, fmt.Errorf("land pages: %w", migrate.ErrGone)
+	}
+	l, err := p.Land(ctx, pager.Landing{PID: a.skeleton.PID(), Classes: b.Classes})
+	if err != nil {
+		return migrate.Landed{}, err
+	}
+	return migrate.Landed{Pages: l.Pages, PagesZero: l.PagesZero, BytesWire: l.BytesWire, Took: l.Took}, a.skeleton.Land(all)
+}

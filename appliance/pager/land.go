@@ -1,0 +1,172 @@
+package pager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pageferry/pageferry/internal/sys"
+	"github.com/pageferry/pageferry/migrate/stream"
+	"github.com/pageferry/pageferry/page"
+	"github.com/pageferry/pageferry/pagestore"
+	"golang.org/x/sys/unix"
+)
+
+// Landing is a round of pages that come while the process still runs at the
+// source. They are written at their final places in the process-to-be, which
+// stands still, in private mappings that can be written.
+type Landing struct {
+	Space page.Space
+	PID   int // of the process-to-be
+	// Classes are the pages, in the order in which they are to be fetched; disjoint.
+	Classes []page.Set
+}
+
+// Landed is what became of a round.
+type Landed struct {
+	Pages     uint64        `cbor:"1,keyasint"`
+	PagesZero uint64        `cbor:"2,keyasint"` // of them
+	BytesWire uint64        `cbor:"3,keyasint"` // received meanwhile
+	Took      time.Duration `cbor:"4,keyasint"`
+}
+
+// Land fetches a round, before anything is adopted, and returns when all of it is
+// in place. A pager that dies in between leaves nothing but pages half written.
+func (c *Client) Land(ctx context.Context, l Landing) (Landed, error) {
+	p, err := c.call(ctx, opLand, landMsg{l.Space, l.PID, l.Classes})
+	if err != nil {
+		return Landed{}, err
+	}
+	return decode[Landed](p)
+}
+
+type landMsg struct {
+	Space   page.Space `cbor:"1,keyasint"`
+	PID     int        `cbor:"2,keyasint"`
+	Classes []page.Set `cbor:"3,keyasint"`
+}
+
+// roundStore is the name of the memfd of a round.
+const roundStore = "pageferry-round"
+
+// land does one round. Only one is done at a time: the fetcher sees to it.
+func (s *server) land(m landMsg) (_ Landed, err error) {
+	begin, before := time.Now(), s.fetch.Received()
+	var all page.Set
+	var pages uint64
+	for i := range m.Classes {
+		all = page.Union(&all, &m.Classes[i])
+		pages += m.Classes[i].Pages()
+	}
+	if all.Pages() != pages {
+		return Landed{}, errors.New("pager: the classes of a round overlap")
+	}
+	if all.Empty() {
+		return Landed{}, nil
+	}
+	st, err := pagestore.Create(roundStore)
+	if err != nil {
+		return Landed{}, err
+	}
+	defer func() {
+		if err == nil { // else a lane may still look at it
+			err = st.Close()
+		}
+	}()
+	src, err := st.AddSource(m.Space, all, page.Set{}, page.Set{})
+	if err != nil {
+		return Landed{}, err
+	}
+	segs := make([]pagestore.Segment, 0, all.Len())
+	for _, r := range all.Ranges() {
+		segs = append(segs, pagestore.Segment{Dst: r, Src: r.Start, Flags: pagestore.Written})
+	}
+	sp, err := st.AddSpace(src, m.PID, -1, -1, segs)
+	if err != nil {
+		return Landed{}, err
+	}
+	if s.landPID != m.PID {
+		s.landPID, s.written = m.PID, page.Set{}
+	}
+	l := &lander{pid: m.PID, space: sp, written: page.Intersection(&s.written, &all)}
+	s.landing.Store(l)
+	defer s.landing.Store(nil)
+	err = s.fetch.Round(s.ctx, stream.Round{Store: st, Placer: l, Order: stream.InOrder(m.Space, m.Classes)})
+	if err != nil {
+		return Landed{}, err
+	}
+	zero := page.NewSet(l.zero...)
+	data := page.Difference(&all, &zero)
+	s.written = page.Difference(&s.written, &zero)
+	s.written = page.Union(&s.written, &data)
+	s.landed.Add(pages)
+	return Landed{Pages: pages, PagesZero: zero.Pages(), BytesWire: s.fetch.Received() - before, Took: time.Since(begin)}, nil
+}
+
+// lander is the placer of one round.
+type lander struct {
+	pid     int
+	space   *pagestore.Space // of the round's own store
+	written page.Set         // those that may hold something from an earlier round
+	pages   atomic.Uint64    // in place
+
+	mu   sync.Mutex
+	zero []page.Range
+}
+
+// Place writes pages where they belong.
+func (l *lander) Place(_ page.Space, r page.Range, data []byte) (int, error) {
+	if err := l.write(r, data); err != nil {
+		return 0, err
+	}
+	return l.settle(r), nil
+}
+
+// Zero sees to it that the pages of r are zero. Those that nobody wrote to are.
+func (l *lander) Zero(_ page.Space, r page.Range) (int, error) {
+	for _, part := range l.written.Intersect(r) {
+		for !part.Empty() {
+			piece := page.Range{Start: part.Start, End: min(part.End, part.Start+page.Addr(len(zeroes)))}
+			if err := l.write(piece, zeroes[:piece.Bytes()]); err != nil {
+				return 0, err
+			}
+			part.Start = piece.End
+		}
+	}
+	l.mu.Lock()
+	l.zero = append(l.zero, r)
+	l.mu.Unlock()
+	return l.settle(r), nil
+}
+
+// Absent is Zero: the source's page went away in the middle of the round.
+func (l *lander) Absent(s page.Space, r page.Range) (int, error) { return l.Zero(s, r) }
+
+var zeroes = make([]byte, 64<<10)
+
+func (l *lander) settle(r page.Range) (n int) {
+	if !l.space.RLock() {
+		return 0
+	}
+	defer l.space.RUnlock()
+	l.space.Source().Each(r, func(p page.Range, first int) { n += l.space.Settle(first, first+p.Pages()) })
+	l.pages.Add(uint64(n))
+	return n
+}
+
+func (l *lander) write(r page.Range, data []byte) error {
+	for len(data) > 0 {
+		local := [1]unix.Iovec{{Base: &data[0], Len: uint64(len(data))}}
+		remote := [1]unix.RemoteIovec{{Base: uintptr(r.Start), Len: len(data)}}
+		n, err := sys.ProcessVMWritevNow(l.pid, local[:], remote[:])
+		if err != nil {
+			return fmt.Errorf("pager: land pages %v in process %d: %w", r, l.pid, err)
+		}
+		data = data[n:]
+		r.Start += page.Addr(n)
+	}
+	return nil
+}

@@ -1,0 +1,279 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pageferry/pageferry/page"
+	"github.com/pageferry/pageferry/plan"
+)
+
+// ErrNoConvergence: pre-copy gave up, and the process runs on as it was.
+var ErrNoConvergence = errors.New("migrate: pre-copy does not converge")
+
+const (
+	// batchBytes is how much one LAND asks for: what is written again before its
+	// batch is begun is left to the next round.
+	batchBytes = 128 << 20
+	// firstLooks precede the first round, with firstPause between them: they tell
+	// how fast memory is dirtied, and which.
+	firstLooks = 2
+	firstPause = 20 * time.Millisecond
+	// dropRuns is from how many runs of stale pages on the destination gives them up
+	// before the freeze rather than during it.
+	dropRuns = 256
+)
+
+// rounds is the pre-copy of one migration at its source.
+type rounds struct {
+	s     *Source
+	c     *control
+	plan  *plan.Rounds
+	hist  plan.History
+	taken time.Time // the last look
+
+	layout  []byte
+	content page.Set
+	landed  page.Set // pages that the destination has, right or stale
+	clean   page.Set // those of them that are right, as far as the last look knows
+	last    Round
+}
+
+// precopy copies memory while the process runs, until it is time to switch. It
+// returns what the destination has not, or not right.
+func (s *Source) precopy(ctx context.Context, c *control) (*rounds, error) {
+	r := &rounds{s: s, c: c}
+	var err error
+	if r.plan, err = plan.NewRounds(plan.Config{
+		MaxDowntime: s.cfg.MaxDowntime, PostCopy: s.rec.Mode == ModeHybrid, MaxThrottle: s.cfg.Throttle,
+	}); err != nil {
+		return nil, err
+	}
+	if err := s.engine("track", func() (err error) { s.res.Tracker, err = s.cfg.Process.Track(ctx); return err }); err != nil {
+		return nil, err
+	}
+	if err := s.enter(SourceTracking); err != nil {
+		return nil, err
+	}
+	if err := r.begin(ctx); err != nil {
+		return nil, err
+	}
+	for n := 0; ; n++ {
+		more, err := r.round(ctx, n)
+		if err != nil {
+			return nil, err
+		}
+		if !more {
+			break
+		}
+	}
+	return r, r.giveUpStale(ctx)
+}
+
+// begin takes the first looks.
+func (r *rounds) begin(ctx context.Context) error {
+	for i := range 1 + firstLooks {
+		if i > 0 {
+			t := time.NewTimer(firstPause)
+			select {
+			case <-t.C:
+			case <-ctx.Done():
+				t.Stop()
+				return context.Cause(ctx)
+			}
+		}
+		if err := r.look(ctx, i == 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// look takes a look and what follows from it.
+func (r *rounds) look(ctx context.Context, first bool) error {
+	var l Look
+	err := r.s.engine("look", func() (err error) { l, err = r.s.cfg.Process.Look(ctx); return err })
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	note := plan.Look{Written: l.Written, Content: l.Content, Elapsed: now.Sub(r.taken)}
+	if first {
+		// That everything is new says nothing about what the program does.
+		note.Written, note.Elapsed = page.Set{}, 0
+	}
+	r.hist.Note(note)
+	r.taken, r.layout, r.content = now, l.Layout, l.Content
+	r.clean = page.Intersection(&r.clean, &l.Content)
+	r.clean = page.Difference(&r.clean, &l.Written)
+	r.last.DirtyPages = l.Written.Pages()
+	r.last.elapsed = note.Elapsed
+	return nil
+}
+
+// round decides, and does a round if that is the decision.
+func (r *rounds) round(ctx context.Context, n int) (more bool, err error) {
+	todo := page.Difference(&r.content, &r.clean)
+	state := r.stateTime()
+	room := ^uint64(0)
+	if r.s.rec.Mode == ModePreCopy {
+		room = r.plan.Room(state)
+	}
+	held := r.hist.HoldBack(todo, r.plan.Takes(todo.Bytes()), room)
+	send := page.Difference(&todo, &held)
+	d := r.plan.Next(plan.Measure{
+		Round: n, Sent: r.last.Pages << page.Shift, Took: r.last.took,
+		Written: r.last.DirtyPages << page.Shift, Elapsed: r.last.elapsed,
+		Dirty: send.Bytes(), Held: held.Bytes(), State: state,
+	})
+	r.tell(n, todo.Pages(), d)
+	switch d.Action {
+	case plan.Round:
+	case plan.GiveUp:
+		return false, fmt.Errorf("%w: %s", ErrNoConvergence, d.Reason)
+	default:
+		return false, nil
+	}
+	begin, before := time.Now(), r.s.cfg.Lanes.BytesSent()
+	r.last = Round{Round: n + 1}
+	if err := r.send(ctx, &send); err != nil {
+		return false, err
+	}
+	r.last.took = time.Since(begin)
+	r.last.MS = ms(begin, time.Now())
+	r.last.BytesWire = r.s.cfg.Lanes.BytesSent() - before
+	if err := r.look(ctx, false); err != nil {
+		return false, err
+	}
+	r.s.res.Rounds = append(r.s.res.Rounds, r.last)
+	return true, nil
+}
+
+// stateTime estimates what the switch costs without any page: threads are
+// stopped, captured and rebuilt one by one, and page tables are walked.
+func (r *rounds) stateTime() time.Duration {
+	const base, thread, gib = 15 * time.Millisecond, 250 * time.Microsecond, 6 * time.Millisecond
+	return base + time.Duration(r.s.cfg.Offer.Threads)*thread + time.Duration(float64(r.content.Bytes())/(1<<30)*float64(gib))
+}
+
+// send sends the pages of a round, coldest first.
+func (r *rounds) send(ctx context.Context, pages *page.Set) error {
+	bs := plan.Batches{Order: r.hist.Order(*pages), Bytes: batchBytes}
+	for first := true; ; first = false {
+		next, ok := bs.Next()
+		if !ok && !first {
+			return nil
+		}
+		b := Batch{Classes: []page.Set{next}}
+		if first {
+			b.Layout, b.Gone = r.layout, page.Difference(&r.landed, &r.content)
+			r.landed = page.Intersection(&r.landed, &r.content)
+		} else {
+			again, err := r.s.cfg.Process.Peek(&next)
+			if err != nil {
+				return err
+			}
+			b.Classes[0] = page.Difference(&next, &again)
+		}
+		if err := r.land(ctx, b); err != nil {
+			return err
+		}
+	}
+}
+
+// land sends a batch and waits until it is in place.
+func (r *rounds) land(ctx context.Context, b Batch) error {
+	sets, err := encodeBatch(&b)
+	if err != nil {
+		return err
+	}
+	if err := r.s.send(r.c, landMsg{Round: uint(r.last.Round)}, b.Layout, sets); err != nil {
+		return err
+	}
+	l, err := r.s.awaitLanded(ctx, r.c)
+	if err != nil {
+		return err
+	}
+	var want uint64
+	for i := range b.Classes {
+		want += b.Classes[i].Pages()
+		r.landed = page.Union(&r.landed, &b.Classes[i])
+		r.clean = page.Union(&r.clean, &b.Classes[i])
+	}
+	if l.Pages != want {
+		return fmt.Errorf("%w: %d pages landed of %d", ErrProtocol, l.Pages, want)
+	}
+	r.last.Pages += l.Pages
+	r.last.PagesZero += l.PagesZero
+	return nil
+}
+
+// awaitLanded waits for the end of a batch, as long as it gets on.
+func (s *Source) awaitLanded(ctx context.Context, c *control) (*landedMsg, error) {
+	var last uint64
+	for {
+		one, stop := context.WithTimeoutCause(ctx, s.t.Ready, fmt.Errorf("%w: no page landed in %v", ErrStalled, s.t.Ready))
+		r, err := s.recv(one, c)
+		for err == nil {
+			m, ok := r.msg.(*progressMsg)
+			if !ok || m.Stats.PagesLanded != last {
+				break
+			}
+			r, err = s.recv(one, c)
+		}
+		stop()
+		if err != nil {
+			return nil, err
+		}
+		switch m := r.msg.(type) {
+		case *progressMsg:
+			last = m.Stats.PagesLanded
+		case *landedMsg:
+			s.note(m.Stats.arrival())
+			return m, nil
+		case *abortedMsg:
+			return nil, fmt.Errorf("%w: %s", errGivenUp, m.Reason)
+		default:
+			return nil, unexpected(r.msg, "landed")
+		}
+	}
+}
+
+// giveUpStale makes the destination give up what is stale, where that is much: it
+// would have to while the process stands still.
+func (r *rounds) giveUpStale(ctx context.Context) error {
+	stale := page.Difference(&r.landed, &r.clean)
+	if stale.Len() < dropRuns {
+		return nil
+	}
+	r.landed = page.Intersection(&r.landed, &r.clean)
+	return r.land(ctx, Batch{Gone: stale})
+}
+
+// dirty adds to the map of memory what no round brought as it was at the last look.
+func (r *rounds) dirty(ms []Memory) []Memory {
+	stale := page.Difference(&r.content, &r.clean)
+	for i := range ms {
+		if ms[i].Space == 0 {
+			ms[i].Dirty = page.Union(&ms[i].Dirty, &stale)
+			return ms
+		}
+	}
+	return append(ms, Memory{Dirty: stale})
+}
+
+// tell publishes where the rounds are.
+func (r *rounds) tell(n int, left uint64, d plan.Decision) {
+	s := r.s
+	s.res.Switch = d.Reason
+	s.mu.Lock()
+	p := &s.progress
+	p.Round, p.PagesLeft = n+1, left
+	p.DirtyBytesPerSecond, p.ExpectedDowntime, p.Throttle = d.DirtyRate, d.Downtime, d.Throttle
+	s.mu.Unlock()
+	s.log.Info("round", "round", n, "left_pages", left, "decision", d.Action, "reason", d.Reason,
+		"downtime", d.Downtime, "sent_pages", r.last.Pages, "dirty_pages", r.last.DirtyPages, "took", r.last.took)
+	s.tell("")
+}

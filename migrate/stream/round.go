@@ -1,0 +1,103 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/pageferry/pageferry/page"
+	"github.com/pageferry/pageferry/pagestore"
+	"github.com/pageferry/pageferry/transport"
+)
+
+// errBusy: a round was asked for while pages of something else are fetched.
+var errBusy = errors.New("stream: the fetcher is at work already")
+
+// Round is a set of pages to be fetched on the bulk lanes while the process runs
+// at the source. It has a store of its own, which knows nothing of the pages that
+// the process will lack: they may come again in the next round.
+type Round struct {
+	Store  *pagestore.Store
+	Placer Placer
+	Order  Order // default: by address
+}
+
+// work is what the fetcher is at: its own store, or a round.
+type work struct {
+	st     *pagestore.Store
+	placer Placer
+	order  Order
+	done   chan struct{} // of a round: closed when nothing is missing
+}
+
+// Round fetches every page of r.Store and returns when it has placed them, or ctx
+// or the fetcher ends. Nothing else may be fetched meanwhile, and nothing may have
+// been asked for. After an error the fetcher should be closed.
+func (f *Fetcher) Round(ctx context.Context, r Round) error {
+	if r.Order == nil {
+		r.Order = HotEagerAscending
+	}
+	w := &work{r.Store, r.Placer, r.Order, make(chan struct{})}
+	f.mu.Lock()
+	own := f.now.Load()
+	switch {
+	case f.closed:
+		f.mu.Unlock()
+		return fmt.Errorf("stream: round: %w", transport.ErrClosed)
+	case own.done != nil || f.started:
+		f.mu.Unlock()
+		return errBusy
+	}
+	f.change(w, true)
+	f.mu.Unlock()
+	f.kick()
+	f.check()
+	var err error
+	select {
+	case <-w.done:
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	case <-f.ticker:
+		err = fmt.Errorf("stream: round: %w", transport.ErrClosed)
+	}
+	f.mu.Lock()
+	f.change(own, false)
+	f.mu.Unlock()
+	return err
+}
+
+// change begins or ends a round; mu is held.
+func (f *Fetcher) change(w *work, on bool) {
+	f.now.Store(w)
+	f.flight = map[*pagestore.Source]*flight{}
+	f.blocks, f.redo, f.cur, f.next = nil, nil, piece{}, nil
+	f.started, f.all = on, on
+	f.told.eager, f.told.resident = false, false
+	if on {
+		f.rewind()
+	}
+}
+
+// current reports whether src is of what is fetched now; mu is held.
+func (f *Fetcher) current(src *pagestore.Source) bool {
+	return f.now.Load().st.Source(src.ID()) == src
+}
+
+// InOrder fetches classes one after the other, each by address.
+func InOrder(space page.Space, classes []page.Set) Order {
+	of := make([]func(*pagestore.Source) []pagestore.Span, len(classes))
+	for i := range classes {
+		of[i] = func(src *pagestore.Source) (out []pagestore.Span) {
+			if src.ID() != space {
+				return nil
+			}
+			for _, r := range classes[i].Ranges() {
+				src.Each(r, func(p page.Range, first int) {
+					out = append(out, pagestore.Span{First: first, End: first + p.Pages()})
+				})
+			}
+			return out
+		}
+	}
+	return func(st *pagestore.Store) Next { return parts(st, of...) }
+}
