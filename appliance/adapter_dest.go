@@ -73,7 +73,7 @@ func (h *host) Prepare(ctx context.Context, peer transport.Peer, id transport.Mi
 	}
 	a.skeleton, err = restore.Prepare(ctx, restore.Config{
 		ID: id.String(), PIDNamespace: o.PIDNamespace, PID: o.PID, PGID: o.PGID, SID: o.SID,
-		Monotonic: o.Monotonic, Boottime: o.Boottime, Addresses: o.Addresses, Log: a.log, KillPoint: h.kill,
+		Monotonic: o.Monotonic, Boottime: o.Boottime, ClocksAt: o.Heard, Addresses: o.Addresses, Log: a.log, KillPoint: h.kill,
 	})
 	if err != nil {
 		return nil, err

@@ -243,6 +243,12 @@ func (p *process) AtSwitch(context.Context) error {
 	return err
 }
 
+// Clocks are those that the process sees.
+func (p *process) Clocks() (monotonic, boottime time.Duration, err error) {
+	monotonic, boottime, err = checkpoint.Clocks(p.pid)
+	return monotonic, boottime, gone(err)
+}
+
 // exitLimit is how long the end of the copy in good order may take.
 const exitLimit = 10 * time.Second
 

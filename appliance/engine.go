@@ -42,6 +42,11 @@ type SourceHooks interface {
 	OnSourceExit(ctx context.Context) error
 }
 
+// Clocks is what a migrate.Process may also be: see migrate.SourceConfig.
+type Clocks interface {
+	Clocks() (monotonic, boottime time.Duration, err error)
+}
+
 // CommitCheck is what a migrate.Process may also be: the last word before the
 // commit, with the process held. See migrate.SourceConfig.
 type CommitCheck interface {

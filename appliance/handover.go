@@ -161,6 +161,9 @@ func (h *handover) source(m *migration, to string, p migrate.Process, o migrate.
 	if hooks, ok := p.(SourceHooks); ok {
 		cfg.AtSwitch, cfg.OnSourceExit = hooks.AtSwitch, hooks.OnSourceExit
 	}
+	if clocks, ok := p.(Clocks); ok {
+		cfg.Clocks = clocks.Clocks
+	}
 	if check, ok := p.(CommitCheck); ok {
 		cfg.BeforeCommit = check.BeforeCommit
 	}

@@ -177,6 +177,7 @@ func (d *Destination) serve(ctx context.Context, c *control) error {
 	d.kill("recv/" + r.msg.kind().String())
 	switch m := r.msg.(type) {
 	case *offerMsg:
+		m.Offer.Heard = r.at
 		return d.serveOffer(ctx, c, m)
 	case *resumeMsg:
 		return d.serveResume(ctx, c, m)

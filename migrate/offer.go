@@ -56,6 +56,9 @@ type Offer struct {
 	// close enough to prepare a time namespace before the freeze.
 	Monotonic time.Duration `cbor:"22,keyasint"`
 	Boottime  time.Duration `cbor:"23,keyasint"`
+	// Heard is when the destination had the offer: its clocks have gone on by as
+	// much as has passed since then. Not sent.
+	Heard time.Time `cbor:"-"`
 	// Addresses maps addresses there to those here, for sockets.
 	Addresses map[string]string `cbor:"24,keyasint"`
 	// PGID and SID are its process group and session, as it sees them.

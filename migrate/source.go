@@ -37,6 +37,9 @@ type SourceConfig struct {
 	Address string
 	Hello   Hello // of this host; Version and Incarnation are filled in
 	Offer   Offer // also says the mode; not needed to Recover
+	// Clocks reads those of the process anew when the offer is sent. Nil: those of
+	// the offer are sent.
+	Clocks func() (monotonic, boottime time.Duration, err error)
 
 	// MaxDowntime is how long the program may stand still at the switch, as far as
 	// that can be foreseen; 0 is 300 ms, in ModeHybrid 50 ms. Throttle is how much

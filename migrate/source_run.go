@@ -183,7 +183,14 @@ func (s *Source) recognize(c *control) error {
 // offer asks whether the destination takes the process.
 func (s *Source) offer(ctx context.Context, c *control) (*acceptMsg, error) {
 	s.offered = true
-	if err := s.send(c, offerMsg{Migration: wireID(s.cfg.ID), Offer: s.cfg.Offer}); err != nil {
+	o := s.cfg.Offer
+	if s.cfg.Clocks != nil {
+		var err error
+		if o.Monotonic, o.Boottime, err = s.cfg.Clocks(); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.send(c, offerMsg{Migration: wireID(s.cfg.ID), Offer: o}); err != nil {
 		return nil, err
 	}
 	ctx, stop := context.WithTimeoutCause(ctx, s.t.Prepare, fmt.Errorf("%w: no answer to the offer in %v", ErrStalled, s.t.Prepare))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -47,7 +48,12 @@ func (s *Skeleton) reserve() error {
 		}
 		return nil
 	}
-	return s.beborn(birth{pid: c.PID, pgid: c.PGID, sid: c.SID}, clocks{c.Monotonic, c.Boottime})
+	now := clocks{c.Monotonic, c.Boottime}
+	if !c.ClocksAt.IsZero() {
+		d := time.Since(c.ClocksAt)
+		now = now.add(clocks{d, d})
+	}
+	return s.beborn(birth{pid: c.PID, pgid: c.PGID, sid: c.SID}, now)
 }
 
 // beborn makes the process, and its pid namespace where it must have one.
@@ -192,7 +198,11 @@ func (s *Skeleton) join(b birth) error {
 // become later, member of another's only by birth.
 func (s *Skeleton) fits(p *image.Process, now clocks) bool {
 	host, err := hostClocks()
-	if err != nil || s.target == nil || s.born.pid != p.PID || !host.add(s.offsets).continues(now) {
+	if err != nil || s.target == nil || s.born.pid != p.PID {
+		return false
+	}
+	if ours := host.add(s.offsets); !ours.continues(now) {
+		s.cfg.Log.Info("the clocks of the process that was made early do not fit: another is made", "pid", s.pid, "ahead", ours.sub(now).mono)
 		return false
 	}
 	return s.born.pgid == p.PGID && s.born.sid == p.SID || s.born.sid == 0 && s.born.pgid == 0 && (p.SID <= 0 || p.SID == p.PID)

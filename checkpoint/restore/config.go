@@ -41,6 +41,9 @@ type Config struct {
 	// the freeze. Rebuild holds them against the image, makes another one if
 	// the clocks would run backwards or jump, and needs neither.
 	Monotonic, Boottime time.Duration
+	// ClocksAt is the moment at which they were heard: they go on from there.
+	// Default: that of Prepare.
+	ClocksAt time.Time
 	// Addresses maps addresses of the source to those of this host, for
 	// sockets: see fds.RestoreContext.
 	Addresses map[string]string
