@@ -9,7 +9,7 @@
 //	rounds := NewRounds                   with history.Curve of those looks
 //	todo := all of the content
 //	for {
-//		held := history.HoldBack(todo, rounds.Takes, rounds.Room or all)
+//		held := history.HoldBack(todo, rounds.Takes, rounds.Room, or all of it in hybrid)
 //		decision := rounds.Next           todo without held is dirty
 //		Round: send history.Order(todo without held) in Batches,
 //		       each without what was written again meanwhile
@@ -24,12 +24,14 @@
 // again; so those go early that are least likely to be. What is written again
 // before its turn is skipped and left to the next round (Clark et al., Live
 // Migration of Virtual Machines, NSDI 2005, 5.2). What is more likely than not
-// to be written again within the round is held back until the switch, or until
-// rounds have become so short that it is no longer likely.
+// to be written again in the time that sending the hottest pages takes is held
+// back until the switch, or until that is no longer likely.
 //
-// A long round is worth a look in its middle, every second or so: note it, and
-// order what is left of the round anew. What such a look finds written belongs to
-// the next round like what the last one finds.
+// The first looks decide how good the order of the first round is, in which most is
+// sent twice: three of 300 ms are worth more than three of 50 ms. A long round is worth
+// a look in its middle, several in a second: note it, order what is left of the
+// round anew, and ask [Rounds.Stop]. What such a look finds written belongs to the
+// next round like what the last one finds.
 //
 // # When a migration switches, and why
 //
@@ -46,8 +48,8 @@
 //     all over its memory does not over a link of 1 Gbit/s.
 //  3. Hybrid switches to post-copy at once when another round would leave more
 //     than three quarters of the remainder, when the last one took less than a
-//     tenth off it, or when it would send more than 1.25 times the memory in all:
-//     post-copy sends each page once. Its downtime is that of the state.
+//     tenth off it, or when more than 1.25 times the memory would be sent in all,
+//     which can end a round in its middle: post-copy sends each page once. Its downtime is that of the state.
 //  4. Pre-copy bears one round that leaves more than nine tenths of the least
 //     remainder so far, or has such a round ahead. After the second in a row it
 //     slows the program, where allowed: by a fifth, then by a tenth more, and so on
@@ -63,5 +65,7 @@
 //
 // LRU is wrong for a program that goes through its memory in a circle: the page
 // written longest ago is the next one. Skipping makes that bearable, and memory
-// near written memory is sent late, but such a program resends most.
+// near written memory is sent late, but of such a program most is sent twice.
+// Where a program writes seldom and everywhere, short looks cannot tell the
+// pages apart that it will write next.
 package plan

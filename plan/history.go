@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"encoding/binary"
 	"math/bits"
 	"slices"
@@ -134,20 +135,19 @@ func (h *History) forget(content []page.Range) {
 		for len(content) > 0 && content[0].End <= b.start() {
 			content = content[1:]
 		}
-		at := 0
+		at, cut := 0, false
 		for _, r := range content {
 			if r.Start >= b.end() {
 				break
 			}
 			from, to := b.in(r)
+			cut = cut || at < from
 			clear(b.age[at:from])
 			at = to
 		}
-		if at == blockPages {
-			return false // as a whole in content, as nearly all blocks are
-		}
+		cut = cut || at < blockPages
 		clear(b.age[at:])
-		return b.empty()
+		return cut && b.empty() // nearly all blocks are as a whole in content
 	})
 }
 
@@ -276,41 +276,46 @@ func (h *History) rate(age uint8) float64 {
 	return writes / time
 }
 
-// HoldBack returns what of pages is better left to the switch: what will more
-// likely than not be written again within next, which is how long the round
-// would take, as sending it then is work for nothing. At most most bytes, those
-// first that are written most often: what is held back adds to the remainder, so
-// that pre-copy must not hold back more than fits into its downtime
-// ([Rounds.Room]). In hybrid, where it can follow after the switch, most may be
-// everything.
+// HoldBack returns what of pages is better left to the switch: the hottest of
+// them, as long as they are written again faster than they can be sent. As Order
+// sends them last and what is written before its turn is skipped, a page is
+// exposed only for as long as it takes to send those that are hotter than itself:
+// what is more likely than not to be written again in that time is sent for nothing.
+// A small hot set is therefore not held back, sending it is cheap, and one that is
+// held back while rounds are long may be sent when they are short.
+//
+// takes says how long a round with that many bytes takes ([Rounds.Takes]). At most
+// most bytes are held back, the hottest first: they add to the remainder, so that
+// pre-copy must not hold back more than fits into its downtime ([Rounds.Room]).
+// In hybrid, where they can follow after the switch, most may be everything.
 //
 // Only pages that two looks found written are held back, one of them the last
-// look: one write is no habit, and a habit may have ended. A page is only held
-// back for one round; the next one asks again, with shorter rounds and more looks.
-func (h *History) HoldBack(pages page.Set, next time.Duration, most uint64) page.Set {
-	const hot = 0.6931 // 1-exp(-hot) = 1/2
+// look: one write is no habit, and a habit may have ended. They are held back for
+// one round; the next one asks again.
+func (h *History) HoldBack(pages page.Set, takes func(bytes uint64) time.Duration, most uint64) page.Set {
+	const likely = 0.6931 // 1-exp(-likely) = 1/2
 	var in [256]uint64
-	var want []uint8
 	h.runs(pages, func(r page.Range, age uint8) { in[age] += r.Bytes() })
-	for age := range in {
-		a := uint8(age)
-		if in[a] > 0 && a&0x80 != 0 && bits.OnesCount8(a) >= 2 && h.rate(a)*next.Seconds() > hot {
-			want = append(want, a)
+	var hot []uint8
+	for age := 0x80; age < len(in); age++ {
+		if in[age] > 0 && bits.OnesCount8(uint8(age)) >= 2 {
+			hot = append(hot, uint8(age))
 		}
 	}
-	slices.SortFunc(want, func(a, b uint8) int {
-		if x, y := h.rate(a), h.rate(b); x != y {
-			if x > y {
-				return -1
-			}
-			return 1
-		}
-		return int(b) - int(a)
+	slices.SortFunc(hot, func(a, b uint8) int {
+		return cmp.Or(cmp.Compare(h.rate(b), h.rate(a)), cmp.Compare(b, a))
 	})
+	n := 0
+	var sum uint64
+	for i, age := range hot {
+		if sum += in[age]; h.rate(age)*takes(sum).Seconds() > likely {
+			n = i + 1
+		}
+	}
 	var take [256]uint64
-	for _, a := range want {
-		take[a] = min(in[a], most) &^ (page.Size - 1)
-		most -= take[a]
+	for _, age := range hot[:n] {
+		take[age] = min(in[age], most) &^ (page.Size - 1)
+		most -= take[age]
 	}
 	var out page.Set
 	h.runs(pages, func(r page.Range, age uint8) {

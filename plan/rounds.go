@@ -230,11 +230,25 @@ func (r *Rounds) learn(m Measure) {
 	r.planned = m.Dirty
 }
 
-// after predicts the remainder that another round would leave, under a throttle.
+// after predicts the remainder that another round would leave, under a throttle:
+// what is written meanwhile, and what is held back, of which half is taken for
+// written meanwhile, as it is likelier than not, and must not count twice.
 func (r *Rounds) after(m Measure, throttle float64) uint64 {
 	takes := r.Takes(m.Dirty).Seconds() * (1 - throttle)
 	written := r.curve.At(time.Duration(takes * float64(time.Second)))
-	return max(m.Held, min(uint64(written), r.memory))
+	return max(m.Held, min(uint64(written)+m.Held/2, r.memory))
+}
+
+// Stop reports whether a round should end in its middle, after a look there: in
+// hybrid, when so much of what was sent has been written again that the switch
+// should not wait. sent is what the round has sent so far, left what would be left
+// if it ended now: what it has not sent, what was found written and what is held
+// back. What it has not sent belongs to the Dirty of the next Measure.
+func (r *Rounds) Stop(sent, left uint64) bool { return r.cfg.PostCopy && r.enough(sent, left) }
+
+// enough reports whether hybrid has used up what it may send.
+func (r *Rounds) enough(sent, left uint64) bool {
+	return float64(r.sent+sent+left) > (1+r.cfg.Extra)*float64(r.memory)
 }
 
 // Next decides. It is called once before the first round, with Round 0, and
@@ -289,6 +303,8 @@ func (r *Rounds) hybrid(m Measure, d *Decision) {
 	case float64(next) > worthHybrid*float64(left):
 		d.Reason = fmt.Sprintf("another round would leave %s of %s: %s are dirtied and %s sent",
 			size(next), size(left), speed(d.DirtyRate), speed(d.WireRate))
+	case r.enough(0, left):
+		d.Reason = fmt.Sprintf("%s are sent and %s left, of %s of memory", size(r.sent), size(left), size(r.memory))
 	case total > allowed:
 		d.Reason = fmt.Sprintf("another round would make it %s in all for %s of memory",
 			size(uint64(total)), size(r.memory))

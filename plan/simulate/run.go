@@ -150,7 +150,7 @@ func (s *run) rounds() error {
 			return nil
 		}
 		begin, scanned := s.now, s.last
-		sent, left, err := s.round(send)
+		sent, skipped, unsent, err := s.round(send, held)
 		if err != nil {
 			return err
 		}
@@ -158,10 +158,11 @@ func (s *run) rounds() error {
 		s.look()
 		m.Sent, m.Written, m.Elapsed = sent, s.seen.Bytes(), s.last-scanned
 		// What was skipped was written, so that the scans must have found it.
-		if lost := page.Difference(&left, &s.seen); !lost.Empty() {
+		if lost := page.Difference(&skipped, &s.seen); !lost.Empty() {
 			return fmt.Errorf("%d pages were skipped and not found written", lost.Pages())
 		}
-		s.todo = page.Union(&s.seen, &held)
+		s.todo = page.Union(&unsent, &held)
+		s.todo = page.Union(&s.todo, &s.seen)
 		s.seen = page.Set{}
 	}
 	return fmt.Errorf("%d rounds and no end", most)
@@ -176,17 +177,18 @@ func (s *run) hold() page.Set {
 	if s.Plan.PostCopy {
 		most = s.Memory
 	}
-	return s.h.HoldBack(s.todo, s.r.Takes(s.todo.Bytes()), most)
+	return s.h.HoldBack(s.todo, s.r.Takes, most)
 }
 
-// round sends a set, and returns what it skipped.
-func (s *run) round(send page.Set) (sent uint64, skipped page.Set, err error) {
+// round sends a set, and returns what it skipped as written again, and what it
+// left out as it was stopped.
+func (s *run) round(send, held page.Set) (sent uint64, skipped, unsent page.Set, err error) {
 	s.pass(s.RTT)
 	var done page.Set
 	b := plan.Batches{Order: s.order(send), Bytes: s.Batch}
 	for batch, ok := b.Next(); ok; batch, ok = b.Next() {
 		if twice := page.Intersection(&done, &batch); !twice.Empty() {
-			return 0, skipped, fmt.Errorf("%d pages are in two batches", twice.Pages())
+			return 0, skipped, unsent, fmt.Errorf("%d pages are in two batches", twice.Pages())
 		}
 		done = page.Union(&done, &batch)
 		again := page.Intersection(&batch, &s.seen)
@@ -197,13 +199,19 @@ func (s *run) round(send page.Set) (sent uint64, skipped page.Set, err error) {
 		sent += s.batch(page.Difference(&batch, &again), &skipped)
 		if s.LookEvery > 0 && s.now-s.last > s.LookEvery {
 			s.look()
-			b = plan.Batches{Order: s.order(page.Difference(&send, &done)), Bytes: s.Batch}
+			unsent = page.Difference(&send, &done)
+			left := page.Union(&unsent, &s.seen)
+			if left = page.Union(&left, &held); s.r.Stop(sent, left.Bytes()) {
+				return sent, skipped, unsent, nil
+			}
+			b = plan.Batches{Order: s.order(unsent), Bytes: s.Batch}
+			unsent = page.Set{}
 		}
 	}
 	if common := page.Intersection(&done, &send); common.Bytes() != send.Bytes() || done.Bytes() != send.Bytes() {
-		return 0, skipped, fmt.Errorf("the batches hold %d pages of %d", done.Pages(), send.Pages())
+		return 0, skipped, unsent, fmt.Errorf("the batches hold %d pages of %d", done.Pages(), send.Pages())
 	}
-	return sent, skipped, nil
+	return sent, skipped, unsent, nil
 }
 
 func (s *run) order(send page.Set) []page.Set {
