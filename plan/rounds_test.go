@@ -123,6 +123,8 @@ func TestRoundsByHand(t *testing.T) {
 		{"hybrid, no progress", Config{PostCopy: true, Curve: quiet}, []Measure{begin, after(1, 4*gib, 4*gib)},
 			[]Action{Round, PostCopy}, "no less than before"},
 		{"hybrid, enough sent", Config{PostCopy: true, Extra: 0.01, Curve: quiet}, []Measure{begin, after(1, 4*gib, 500*mib)},
+			[]Action{Round, PostCopy}, "are sent and 500 MiB left"},
+		{"hybrid, soon enough sent", Config{PostCopy: true, Extra: 0.125, Curve: quiet}, []Measure{begin, after(1, 4*gib, 500*mib)},
 			[]Action{Round, PostCopy}, "in all for 4.0 GiB"},
 		{"hybrid, state too long", Config{PostCopy: true}, []Measure{{Dirty: gib, State: time.Second}, {Round: 1, Sent: gib, Took: time.Second, Elapsed: time.Second, State: time.Second}},
 			[]Action{Round, PostCopy}, "nothing is left"},
@@ -173,6 +175,19 @@ func TestThrottleSteps(t *testing.T) {
 		m.Written = 20 * gib // more than the memory, so that no bend misleads
 		if d := x.Next(m); i == 2 && (d.Throttle < 0.8 || d.Throttle > 0.9) {
 			t.Errorf("the first throttle is %.2f (%s), want one that works", d.Throttle, d.Reason)
+		}
+	}
+}
+
+func TestStop(t *testing.T) {
+	for _, post := range []bool{false, true} {
+		x := rounds(t, Config{PostCopy: post})
+		x.Next(Measure{Dirty: 4 * gib})
+		if x.Stop(2*gib, 2500*mib) {
+			t.Error("stops though hardly anything was sent for nothing")
+		}
+		if x.Stop(3*gib, 2500*mib) != post {
+			t.Errorf("post-copy %v: stop %v", post, !post)
 		}
 	}
 }
