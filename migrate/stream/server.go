@@ -11,6 +11,7 @@ import (
 	"github.com/pageferry/pageferry/codec"
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/transport"
+	"github.com/pageferry/pageferry/transport/pace"
 	"github.com/pageferry/pageferry/wire"
 )
 
@@ -36,7 +37,10 @@ type ServerConfig struct {
 	// OnUrgent is called on the thread that serves an urgent lane, which is its
 	// own, to raise its priority. May be nil.
 	OnUrgent func()
-	Log      *slog.Logger // nil discards
+	// Limiter says when a frame may go; others may share it. Default nil: none.
+	// Frames are cut so small that the limit holds in every second.
+	Limiter *pace.Limiter
+	Log     *slog.Logger // nil discards
 }
 
 // Server answers requests for pages. It keeps nothing about them.
@@ -87,7 +91,7 @@ func (s *Server) Serve(ctx context.Context, lane transport.Lane) error {
 }
 
 func (s *Server) serve(ctx context.Context, lane transport.Lane) error {
-	a := answer{reader: s.cfg.Reader, pool: s.pool, done: ctx.Done()}
+	a := answer{reader: s.cfg.Reader, pool: s.pool, done: ctx.Done(), limit: s.cfg.Limiter}
 	for {
 		f, err := lane.Recv()
 		if err != nil {
@@ -97,7 +101,7 @@ func (s *Server) serve(ctx context.Context, lane transport.Lane) error {
 		switch f.Type {
 		case wire.TypeWant:
 		case wire.TypePing:
-			if err := lane.Send(transport.Frame{Type: wire.TypePong, Meta: slices.Clone(f.Meta)}); err != nil {
+			if err := s.sendPaced(ctx, lane, transport.Frame{Type: wire.TypePong, Meta: slices.Clone(f.Meta)}); err != nil {
 				return err
 			}
 			continue
@@ -115,7 +119,7 @@ func (s *Server) serve(ctx context.Context, lane transport.Lane) error {
 			if f.Type == wire.TypeRefuse {
 				s.cfg.Log.Warn("pages refused", "lane", lane.ID().Kind, "reason", a.refusal)
 			}
-			if err := lane.Send(f); err != nil {
+			if err := s.sendPaced(ctx, lane, f); err != nil {
 				return err
 			}
 		}
@@ -130,6 +134,7 @@ type answer struct {
 	reader  PageReader
 	pool    *transport.Pool
 	done    <-chan struct{}
+	limit   *pace.Limiter
 	want    wire.Want
 	refusal error
 
@@ -149,7 +154,7 @@ func (a *answer) more() bool { return len(a.want.Runs) > 0 }
 
 // next is the next frame of the answer. Its Meta is valid until the next call.
 func (a *answer) next() (transport.Frame, error) {
-	space, room := a.want.Runs[0].Space, a.pool.BufferSize()>>page.Shift
+	space, room := a.want.Runs[0].Space, a.limit.MaxPayload(a.pool.BufferSize())>>page.Shift
 	a.ranges = a.ranges[:0]
 	n := 0
 	for len(a.want.Runs) > 0 && n < room && a.want.Runs[0].Space == space {

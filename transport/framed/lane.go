@@ -72,6 +72,15 @@ func (l *Lane) ID() transport.LaneID { return l.id }
 // Stream is what the lane runs on; whoever writes to it damages the lane.
 func (l *Lane) Stream() Stream { return l.stream }
 
+// OnWire is what n bytes of a batch become on the network, where the stream knows
+// it (its OnWire says), else n.
+func (l *Lane) OnWire(n int) int {
+	if w, ok := l.stream.(interface{ OnWire(int) int }); ok {
+		return w.OnWire(n)
+	}
+	return n
+}
+
 // Close ends the lane. Calls in progress return ErrClosed.
 func (l *Lane) Close() error {
 	l.closeOnce.Do(func() { close(l.done) })

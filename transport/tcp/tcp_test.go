@@ -265,3 +265,46 @@ func TestControl(t *testing.T) {
 		})
 	}
 }
+
+// TestOnWire: what a lane says of its bytes on the network has the headers of
+// its packets, and under TLS of its records, in it.
+func TestOnWire(t *testing.T) {
+	a := newAuthority(t)
+	for name, c := range map[string]struct {
+		src, dst Config
+		extra    int
+	}{
+		"plain": {Config{Insecure: true}, Config{Insecure: true}, 0},
+		"tls":   {a.config(t, "source"), a.config(t, "dest"), 22},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLink(t, c.src, c.dst)
+			key := NewKey()
+			x, y, e1, e2 := l.lane(transport.LaneID{Kind: transport.Bulk}, key, key, nil, nil)
+			if err := errors.Join(e1, e2); err != nil {
+				t.Fatal(err)
+			}
+			defer x.Close()
+			defer y.Close()
+			segment, err := unix.GetsockoptInt(sockOf(x).fd, unix.IPPROTO_TCP, unix.TCP_MAXSEG)
+			if err != nil || segment < 30000 {
+				t.Fatalf("segments of %d on loopback, %v", segment, err)
+			}
+			lane := x.(*framed.Lane)
+			for n, want := range map[int]int{
+				100:         100 + 66 + 2*c.extra,
+				40000:       40000 + 66*(1+40000/segment) + 4*c.extra,
+				3 * segment: 3*segment + 3*66 + (3*segment/16384+2)*c.extra,
+			} {
+				// The records' headers may need one packet more.
+				if got := lane.OnWire(n); got != want && (c.extra == 0 || got != want+66) {
+					t.Errorf("%d bytes are %d on the wire, want %d", n, got, want)
+				}
+			}
+			lane.Close()
+			if got := lane.OnWire(1448); got != 1448+66+2*c.extra && got != 1448+66*2+2*c.extra {
+				t.Errorf("closed, 1448 bytes are %d", got)
+			}
+		})
+	}
+}
