@@ -82,7 +82,7 @@ func (l *lanes) Open(ctx context.Context, number uint32, key []byte, p migrate.P
 	var err error
 	// One buffer for each lane, so that none waits for another.
 	if e.server, err = stream.NewServer(stream.ServerConfig{
-		Reader: p, Buffers: bulk + 1, Log: l.log, OnUrgent: func() { fault.RaisePriority(l.log) },
+		Reader: p, Buffers: bulk + 1, Log: l.log, Limiter: l.opts.Limiter, OnUrgent: func() { fault.RaisePriority(l.log) },
 	}); err != nil {
 		return err
 	}

@@ -288,7 +288,7 @@ func stopUnit(ctx context.Context, pid int) error {
 // Describe names the process beyond the reuse of its number, and says how it was
 // asked to leave.
 func (p *process) Describe() []byte {
-	return []byte(hint(p.s) + hintTCP + p.opts.TCP + hintExit + p.opts.OnSourceExit)
+	return []byte(hint(p.s) + hintTCP + p.opts.TCP + hintExit + p.opts.OnSourceExit + hintLanes(p.opts))
 }
 
 // What follows in the description of a process.
@@ -300,7 +300,8 @@ const (
 // recall takes from opts.Hint how the process was asked to leave, and returns
 // which one it was.
 func recall(opts *SourceOptions) string {
-	who, how, ok := strings.Cut(string(opts.Hint), hintTCP)
+	said, _ := recallLanes(string(opts.Hint))
+	who, how, ok := strings.Cut(said, hintTCP)
 	if tcp, exit, whole := strings.Cut(how, hintExit); ok && whole {
 		opts.TCP, opts.OnSourceExit = tcp, exit
 	}

@@ -48,7 +48,12 @@ type MigrateRequest struct {
 	// so that pre-copy converges, below 1. Only with rounds.
 	MaxDowntimeMS float64 `json:"max_downtime_ms,omitempty"`
 	Throttle      float64 `json:"throttle,omitempty"`
-	DryRun        bool    `json:"dry_run,omitempty"`
+	// MaxBandwidth limits the page lanes, as in "10Gbit" or "500MiB" per second;
+	// "none" takes back the daemon's default.
+	MaxBandwidth string `json:"max_bandwidth,omitempty"`
+	// Lanes is how many connections carry background pages, 1 to 16.
+	Lanes  int  `json:"lanes,omitempty"`
+	DryRun bool `json:"dry_run,omitempty"`
 }
 
 // DryRunReport says what would happen, nothing having been touched.

@@ -42,8 +42,8 @@ type Config struct {
 	RunDir string `yaml:"run_dir"`
 	// Socket is the API's. Default api.sock in RunDir.
 	Socket string `yaml:"socket"`
-	// BulkLanes is how many connections carry background pages. 1 to 16,
-	// default 2.
+	// BulkLanes is how many connections carry the background pages of a migration
+	// that does not say otherwise. 1 to 16, default 2.
 	BulkLanes int `yaml:"bulk_lanes"`
 	// Window bounds the bytes in flight on a bulk lane. 64 KiB to 16 MiB,
 	// default 256 KiB: more makes faults queue behind background pages.
@@ -79,6 +79,9 @@ type Defaults struct {
 	TCP          string `yaml:"tcp"`            // refuse (default) or close
 	PIDNS        string `yaml:"pidns"`          // auto (default), host or new
 	OnSourceExit string `yaml:"on_source_exit"` // kill (default), exit0 or stop-unit
+	// MaxBandwidth limits the page lanes of each migration, as in 10Gbit or
+	// 500MiB per second; none is the default.
+	MaxBandwidth string `yaml:"max_bandwidth"`
 }
 
 // FieldError is a value of the configuration that cannot be used.
@@ -201,6 +204,9 @@ func (c *Config) Validate() error {
 	}
 	if len(c.Limits.Peers) > 0 && c.Insecure {
 		return bad("limits.peers", "needs tls: without it a peer has no name")
+	}
+	if _, err := ParseBandwidth(c.Defaults.MaxBandwidth); err != nil {
+		return bad("defaults.max_bandwidth", "%v", err)
 	}
 	for _, e := range []error{
 		oneOf("defaults.mode", c.Defaults.Mode, string(migrate.ModePostCopy), string(migrate.ModeHybrid), string(migrate.ModePreCopy), string(migrate.ModeStop)),

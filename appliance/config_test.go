@@ -17,6 +17,8 @@ func TestConfigErrorsSayWhereAndWhat(t *testing.T) {
 		{"wrong unit", "insecure: true\nlimits:\n  memory_reserve: 1GB\n", "f.yaml:3:19: \"1GB\": the unit \"GB\" is not known; write 1GiB"},
 		{"wrong type", "insecure: true\nbulk_lanes: many\n", "f.yaml:2:13: "},
 		{"mode", "insecure: true\ndefaults:\n  mode: precpy\n", "f.yaml:3:9: defaults.mode: \"precpy\" is not known; it is one of postcopy, hybrid, precopy, stop"},
+		{"bandwidth", "insecure: true\ndefaults:\n  max_bandwidth: 10GB\n", "f.yaml:3:18: defaults.max_bandwidth: \"10GB\": the unit \"GB\" is not known; write 10Gbit"},
+		{"bandwidth without unit", "insecure: true\ndefaults: {max_bandwidth: 10}\n", "unit is missing"},
 		{"range", "insecure: true\nwindow: 1GiB\n", "f.yaml:2:9: window: 1GiB is not between"},
 		{"port", "insecure: true\nlisten: host\n", "f.yaml:2:9: listen: \"host\" is not HOST:PORT"},
 		{"both", "insecure: true\ntls: {ca: a, cert: b, key: c}\n", "insecure: contradicts tls"},

@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -200,9 +201,9 @@ func (d *Daemon) options(req MigrateRequest) (SourceOptions, error) {
 		PIDNamespace: req.PIDNS,
 		OnSourceExit: or(req.OnSourceExit, d.config.Defaults.OnSourceExit),
 		PlainPages:   d.config.PageLanes == "plain",
-		BulkLanes:    d.config.BulkLanes,
 		MaxDowntime:  time.Duration(req.MaxDowntimeMS * float64(time.Millisecond)),
 		Throttle:     req.Throttle,
+		BulkLanes:    cmp.Or(req.Lanes, d.config.BulkLanes),
 		Logger:       d.log,
 	}
 	if o.PIDNamespace == "" {
@@ -232,11 +233,13 @@ func (d *Daemon) options(req MigrateRequest) (SourceOptions, error) {
 	if err := CheckTransport(req.Transport); err != nil {
 		return usage("%v", err)
 	}
-	check := Defaults{TCP: o.TCP, PIDNS: o.PIDNamespace, OnSourceExit: o.OnSourceExit}
-	c := Config{Insecure: true, Defaults: check}
+	limit := or(req.MaxBandwidth, d.config.Defaults.MaxBandwidth)
+	check := Defaults{TCP: o.TCP, PIDNS: o.PIDNamespace, OnSourceExit: o.OnSourceExit, MaxBandwidth: limit}
+	c := Config{Insecure: true, BulkLanes: o.BulkLanes, Defaults: check}
 	if err := c.Validate(); err != nil {
 		return usage("%v", err)
 	}
+	o.MaxBandwidth, _ = ParseBandwidth(limit) // Validate has seen it
 	return o, nil
 }
 
@@ -284,6 +287,7 @@ func (d *Daemon) Migrate(req MigrateRequest) (Report, error) {
 	m := newMigration(opts.Migration, RoleSource, Report{
 		Mode: string(opts.Mode), Engine: "native", Trap: "uffd", Transport: "tcp",
 		SourcePID: req.PID, State: "checking", Peer: req.To, Started: time.Now(),
+		MaxBandwidth: opts.MaxBandwidth, Lanes: opts.BulkLanes,
 	})
 	if err := d.registry.add(m); err != nil {
 		return Report{}, err

@@ -8,6 +8,7 @@ import (
 
 	"github.com/pageferry/pageferry/migrate"
 	"github.com/pageferry/pageferry/transport"
+	"github.com/pageferry/pageferry/transport/pace"
 )
 
 // Engine is everything that touches a real process or a real pager. The daemon
@@ -99,8 +100,9 @@ type SourceOptions struct {
 	PlainPages   bool
 	BulkLanes    int
 	// MaxDowntime and Throttle steer the rounds; see migrate.SourceConfig.
-	MaxDowntime time.Duration
-	Throttle    float64
+	MaxDowntime  time.Duration
+	Throttle     float64
+	MaxBandwidth Bandwidth // of all page lanes together; 0 is none
 	// Hint is what the process said of itself (migrate.Describer) to an earlier
 	// daemon; for AdoptSource.
 	Hint   []byte
@@ -115,7 +117,10 @@ type LaneOptions struct {
 	TLS       *TLSFiles // nil: plain, bound by the one-time key alone
 	PeerName  string    // the name that the peer proved on the control lane
 	IdleSleep bool      // processors may sleep while the lanes are open
-	Logger    *slog.Logger
+	// Limiter is what the lanes keep to, those that are opened later included.
+	// Several migrations may share one. Nil: no limit.
+	Limiter *pace.Limiter
+	Logger  *slog.Logger
 }
 
 // HostOptions is what the destination's end needs to know of its daemon.

@@ -96,9 +96,11 @@ func (h *handover) recoverSources(_ context.Context) error {
 	slices.SortFunc(recs, func(a, b migrate.Record) int { return b.Started.Compare(a.Started) })
 	taken := map[int]bool{}
 	for _, rec := range recs {
+		_, as := recallLanes(string(rec.Hint))
 		m := newMigration(rec.Migration, RoleSource, Report{
 			Mode: string(rec.Mode), Engine: "native", Trap: "uffd", Transport: "tcp",
 			SourcePID: rec.SourcePID, State: rec.State, Peer: rec.PeerAddress, Comm: rec.Comm, Started: rec.Started,
+			MaxBandwidth: as.MaxBandwidth, Lanes: as.BulkLanes,
 			Remarks: []string{"taken up from the journal of an earlier daemon"},
 		})
 		older := taken[rec.SourcePID]
@@ -120,6 +122,9 @@ func (h *handover) recoverSource(ctx context.Context, m *migration, rec migrate.
 	opts := SourceOptions{Migration: rec.Migration, Mode: rec.Mode, Hint: rec.Hint, Logger: h.d.log,
 		PlainPages: h.d.config.PageLanes == "plain", BulkLanes: h.d.config.BulkLanes,
 		TCP: h.d.config.Defaults.TCP, OnSourceExit: h.d.config.Defaults.OnSourceExit}
+	if _, as := recallLanes(string(rec.Hint)); as.BulkLanes != 0 {
+		opts.BulkLanes, opts.MaxBandwidth = as.BulkLanes, as.MaxBandwidth
+	}
 	var p migrate.Process = othersProcess{}
 	var err error
 	if !older {
@@ -147,9 +152,9 @@ func (h *handover) recoverSource(ctx context.Context, m *migration, rec migrate.
 
 // source puts a migrate.Source together.
 func (h *handover) source(m *migration, to string, p migrate.Process, o migrate.Offer, opts SourceOptions) (*migrate.Source, func(), error) {
-	lo := LaneOptions{Migration: m.id, Address: to, BulkLanes: opts.BulkLanes, IdleSleep: h.d.config.Idle == "sleep", Logger: h.d.log}
-	if !opts.PlainPages {
-		lo.TLS = h.d.config.TLS
+	lo, err := h.laneOptions(m.id, to, opts)
+	if err != nil {
+		return nil, nil, err
 	}
 	lanes, err := h.d.engine.NewLanes(lo)
 	if err != nil {

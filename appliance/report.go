@@ -64,6 +64,10 @@ type Report struct {
 	PagesDouble     uint64 `json:"pages_double"`   // came twice: a fault overtook its page
 	PagesResident   uint64 `json:"pages_resident"` // at the destination, so far
 
+	// MaxBandwidth is the limit of its page lanes in bytes per second; 0 is none.
+	MaxBandwidth Bandwidth `json:"max_bandwidth,omitempty"`
+	Lanes        int       `json:"lanes,omitempty"` // for background pages
+
 	Rounds []Round `json:"rounds"`
 	Faults Faults  `json:"faults"`
 	// Tracker is how written pages were found, and SwitchReason why the rounds ended.

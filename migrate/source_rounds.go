@@ -121,7 +121,7 @@ func (r *rounds) round(ctx context.Context, n int) (more bool, err error) {
 	if r.s.rec.Mode == ModePreCopy {
 		room = r.plan.Room(state)
 	}
-	held := r.hist.HoldBack(todo, r.plan.Takes(todo.Bytes()), room)
+	held := r.hist.HoldBack(todo, r.plan.Takes, room)
 	send := page.Difference(&todo, &held)
 	d := r.plan.Next(plan.Measure{
 		Round: n, Sent: r.last.Pages << page.Shift, Took: r.last.took,

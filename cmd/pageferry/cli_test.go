@@ -146,11 +146,16 @@ func TestUsage(t *testing.T) {
 		{"migrate 12 --to h --trap fuse", "trap fuse is not in this version"},
 		{"migrate 12 --to h --transport rdma", "transport rdma is not in this version"},
 		{"migrate 12 --to h --compress lz4", "compress lz4 is not in this version"},
-		{"migrate 12 --to h --max-bandwidth 1Gbit", "not in this version"},
 		{"migrate 12 --to h --max-downtime 1", "no time such as 50ms"},
 		{"migrate 12 --to h --max-downtime -1s", "no time such as 50ms"},
 		{"migrate 12 --to h --throttle 1", "no part of the time"},
 		{"migrate 12 --to h --throttle half", "invalid argument"},
+		{"migrate 12 --to h --max-bandwidth 1G", "--max-bandwidth: \"1G\": the unit \"G\" is not known; write 1Gbit for bits or 1GiB for bytes"},
+		{"migrate 12 --to h --max-bandwidth 10", "the unit is missing"},
+		{"migrate 12 --to h --max-bandwidth 1kbit", "less than 1Mbit"},
+		{"migrate 12 --to h --lanes 17", "--lanes: 17 is not between 1 and 16"},
+		{"migrate 12 --to h --lanes -1", "--lanes: -1 is not between 1 and 16"},
+		{"demo --max-bandwidth fast", "--max-bandwidth: \"fast\" is not a bandwidth"},
 		{"migrate 12 --to h --tcp keep", "--tcp: \"keep\" is not known"},
 		{"migrate 12 --to h --pidns x", "--pidns: \"x\" is not known"},
 		{"migrate 12 --to h --on-source-exit x", "--on-source-exit: \"x\" is not known"},
@@ -186,22 +191,25 @@ func TestExitStatusFollowsTheOutcome(t *testing.T) {
 	} {
 		t.Run(string(o), func(t *testing.T) {
 			d := &fakeDaemon{report: appliance.Report{ID: "ab12", SourcePID: 12, Peer: "h", Outcome: o, Reason: "because", State: "x", Rounds: []appliance.Round{}},
-				progress: []appliance.Report{{ID: "ab12", State: "preparing", Comm: "redis"}, {ID: "ab12", State: "serving", PagesTotal: 100, PagesResident: 40}}}
+				progress: []appliance.Report{{ID: "ab12", State: "preparing", Comm: "redis", MaxBandwidth: 1250e6}, {ID: "ab12", State: "serving", PagesTotal: 100, PagesResident: 40}}}
 			socket := d.start(t)
-			got := command(t, nil, "migrate", "12", "--to", "h", "--json", "--socket", socket, "--address", "1.1.1.1=2.2.2.2", "--tcp", "close")
+			got := command(t, nil, "migrate", "12", "--to", "h", "--json", "--socket", socket, "--address", "1.1.1.1=2.2.2.2", "--tcp", "close",
+				"--max-bandwidth", "10Gbit", "--lanes", "4")
 			if got.status != want {
 				t.Errorf("status %d, want %d: %s", got.status, want, got.err)
 			}
 			if m := got.lastLine(t); m["outcome"] != string(o) || m["id"] != "ab12" {
 				t.Errorf("last line %v", m)
 			}
-			if !strings.Contains(got.err, "60 of 100 pages left") || !strings.Contains(got.err, "preparing") {
+			if !strings.Contains(got.err, "60 of 100 pages left") || !strings.Contains(got.err, "preparing") ||
+				!strings.Contains(got.err, "at most 10 Gbit/s (1.16 GiB/s)") {
 				t.Errorf("progress: %q", got.err)
 			}
 			if want != 0 && !strings.Contains(got.err, "because") {
 				t.Errorf("does not say why: %q", got.err)
 			}
-			if d.got.PID != 12 || d.got.To != "h" || d.got.TCP != "close" || d.got.Addresses["1.1.1.1"] != "2.2.2.2" {
+			if d.got.PID != 12 || d.got.To != "h" || d.got.TCP != "close" || d.got.Addresses["1.1.1.1"] != "2.2.2.2" ||
+				d.got.MaxBandwidth != "10Gbit" || d.got.Lanes != 4 {
 				t.Errorf("asked for %+v", d.got)
 			}
 			if w := command(t, nil, "watch", "ab12", "--socket", socket); w.status != want {

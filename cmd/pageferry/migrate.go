@@ -22,6 +22,7 @@ import (
 type migrateOptions struct {
 	mode, trap, transport, compress string
 	maxBandwidth                    string
+	lanes                           int
 	maxDowntime                     string
 	throttle                        float64
 	tcp                             string
@@ -35,9 +36,10 @@ func (o *migrateOptions) flags(cmd *cobra.Command) {
 	f.StringVar(&o.trap, "trap", "auto", "what traps pages that are not here yet: uffd")
 	f.StringVar(&o.transport, "transport", "auto", "what carries the pages: tcp")
 	f.StringVar(&o.compress, "compress", "auto", "none; auto is none")
-	f.StringVar(&o.maxBandwidth, "max-bandwidth", "", "not in this version")
 	f.StringVar(&o.maxDowntime, "max-downtime", "", "how long the program may stand still at the switch, such as 50ms; with hybrid and precopy")
 	f.Float64Var(&o.throttle, "throttle", 0, "how much of its time the program may be kept from running so that precopy converges, 0 to 0.99")
+	f.StringVar(&o.maxBandwidth, "max-bandwidth", "", "of all page lanes together, as in 10Gbit or 500MiB per second, headers of packets included; none takes back the daemon's default; demand faults may go a quarter above it")
+	f.IntVar(&o.lanes, "lanes", 0, "connections for background pages, 1 to 16 (default: the daemon's bulk_lanes, 2)")
 	f.StringVar(&o.tcp, "tcp", "", "established TCP connections: refuse or close at the switch (default: the daemon's, refuse)")
 	f.StringArrayVar(&o.addresses, "address", nil, "OLD=NEW: a listener's address there; may be repeated")
 	f.StringVar(&o.pidns, "pidns", "", "keep the pid in namespace: auto, host or new (default: the daemon's, auto)")
@@ -65,13 +67,6 @@ func (o *migrateOptions) request() (appliance.MigrateRequest, error) {
 			return r, usagef("--%v", err)
 		}
 	}
-	for _, f := range []struct{ flag, value, why string }{
-		{"max-bandwidth", o.maxBandwidth, "is not in this version; limit the network device instead, with tc"},
-	} {
-		if f.value != "" {
-			return r, usagef("--%s %s", f.flag, f.why)
-		}
-	}
 	if o.maxDowntime != "" {
 		d, err := time.ParseDuration(o.maxDowntime)
 		if err != nil || d <= 0 {
@@ -83,11 +78,12 @@ func (o *migrateOptions) request() (appliance.MigrateRequest, error) {
 		return r, usagef("--throttle %v is no part of the time: 0 to 0.99", o.throttle)
 	}
 	r.Throttle = o.throttle
-	check := appliance.Config{Insecure: true, Defaults: appliance.Defaults{TCP: o.tcp, PIDNS: o.pidns, OnSourceExit: o.onSourceExit}}
+	check := appliance.Config{Insecure: true, BulkLanes: o.lanes, Defaults: appliance.Defaults{
+		TCP: o.tcp, PIDNS: o.pidns, OnSourceExit: o.onSourceExit, MaxBandwidth: o.maxBandwidth}}
 	if err := check.Validate(); err != nil {
 		var fe *appliance.FieldError
 		if errors.As(err, &fe) {
-			flag := strings.ReplaceAll(strings.TrimPrefix(fe.Field, "defaults."), "_", "-")
+			flag := strings.ReplaceAll(strings.TrimPrefix(strings.TrimPrefix(fe.Field, "defaults."), "bulk_"), "_", "-")
 			return r, usagef("--%s: %s", flag, fe.Msg)
 		}
 		return r, usagef("%v", err)
@@ -104,6 +100,7 @@ func (o *migrateOptions) request() (appliance.MigrateRequest, error) {
 	}
 	r.Mode, r.Trap, r.Transport = o.mode, o.trap, o.transport
 	r.TCP, r.PIDNS, r.OnSourceExit = o.tcp, o.pidns, o.onSourceExit
+	r.MaxBandwidth, r.Lanes = o.maxBandwidth, o.lanes
 	return r, nil
 }
 

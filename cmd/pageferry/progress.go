@@ -67,10 +67,10 @@ func (p *lineProgress) update(r appliance.Report) {
 	}
 	p.state, p.last = r.State, now
 	if r.PagesTotal == 0 {
-		fmt.Fprintf(p.w, "%-10s %s (pid %d) to %s\n", r.State, r.Comm, r.SourcePID, r.Peer)
+		fmt.Fprintf(p.w, "%-10s %s (pid %d) to %s%s\n", r.State, r.Comm, r.SourcePID, r.Peer, atMost(r))
 		return
 	}
-	fmt.Fprintf(p.w, "%-10s %d of %d pages left, %s/s\n", r.State, pagesLeft(r), r.PagesTotal, bytesText(speed))
+	fmt.Fprintf(p.w, "%-10s %d of %d pages left, %s/s%s\n", r.State, pagesLeft(r), r.PagesTotal, bytesText(speed), atMost(r))
 }
 
 func (p *lineProgress) finish() {}
@@ -89,6 +89,9 @@ func (p *barProgress) update(r appliance.Report) {
 	text := fmt.Sprintf("%s (pid %d) %s ", r.Comm, r.SourcePID, r.State)
 	if speed := p.speed.update(r.BytesWire, time.Now()); speed > 0 {
 		text += bytesText(speed) + "/s "
+	}
+	if r.MaxBandwidth != 0 {
+		text += "of " + r.MaxBandwidth.String() + " "
 	}
 	p.text.Store(&text)
 	if p.group == nil {
@@ -114,6 +117,14 @@ func (p *barProgress) finish() {
 	}
 	p.bar.Abort(true)
 	p.group.Wait()
+}
+
+// atMost is how its limit goes behind what a migration does.
+func atMost(r appliance.Report) string {
+	if r.MaxBandwidth == 0 {
+		return ""
+	}
+	return ", at most " + r.MaxBandwidth.Text()
 }
 
 func bytesText(n float64) string {

@@ -43,6 +43,9 @@ func printSummary(w io.Writer, r appliance.Report) {
 		row("pages", "%d, of which %d zero, %d by fault, %d twice", r.PagesTotal, r.PagesZero, r.PagesFaulted, r.PagesDouble)
 		row("wire", "%s", bytesText(float64(r.BytesWire)))
 	}
+	if r.MaxBandwidth != 0 {
+		row("limit", "%s", r.MaxBandwidth.Text())
+	}
 	if r.Faults.Count > 0 {
 		row("faults", "%d, p50 %.0f us, p99 %.0f us, longest %.0f us", r.Faults.Count, r.Faults.P50us, r.Faults.P99us, r.Faults.MaxUS)
 	}

@@ -1,0 +1,50 @@
+package appliance
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/pageferry/pageferry/transport"
+	"github.com/pageferry/pageferry/transport/pace"
+)
+
+// laneOptions says how the lanes of migration id to the daemon at to are made.
+func (h *handover) laneOptions(id transport.MigrationID, to string, opts SourceOptions) (lo LaneOptions, err error) {
+	lo = LaneOptions{Migration: id, Address: to, BulkLanes: opts.BulkLanes, IdleSleep: h.d.config.Idle == "sleep", Logger: h.d.log}
+	if !opts.PlainPages {
+		lo.TLS = h.d.config.TLS
+	}
+	if opts.MaxBandwidth != 0 {
+		lo.Limiter, err = pace.New(pace.Config{BytesPerSecond: uint64(opts.MaxBandwidth)})
+	}
+	return lo, err
+}
+
+// What is in the description of a process for its journal about how its pages
+// are to go.
+const (
+	hintLaneCount = " lanes="
+	hintBandwidth = " bandwidth="
+)
+
+// hintLanes goes at the end of a description.
+func hintLanes(o SourceOptions) string {
+	return hintLaneCount + strconv.Itoa(o.BulkLanes) + hintBandwidth + strconv.FormatUint(uint64(o.MaxBandwidth), 10)
+}
+
+// recallLanes cuts what hintLanes said from a description, and returns the rest.
+// A daemon of before has said nothing, and then all is zero.
+func recallLanes(hint string) (rest string, as SourceOptions) {
+	rest, said, ok := strings.Cut(hint, hintLaneCount)
+	lanes, limit, whole := strings.Cut(said, hintBandwidth)
+	if !ok || !whole {
+		return hint, as
+	}
+	n, err := strconv.ParseUint(lanes, 10, 8)
+	b, errB := strconv.ParseUint(limit, 10, 64)
+	if err != nil || errB != nil || b != 0 && (b < pace.Min || b > pace.Max) {
+		return rest, as
+	}
+	as.BulkLanes, as.MaxBandwidth = int(n), Bandwidth(b)
+	return rest, as
+}
