@@ -25,6 +25,7 @@ type fakeEngine struct {
 	gates map[string]chan struct{} // a step waits for the closing of its gate
 	fails map[string]error
 	gone  map[int]bool
+	lanes []LaneOptions // that lanes were asked for with
 }
 
 func newFakeEngine() *fakeEngine {
@@ -123,8 +124,14 @@ func (e *fakeEngine) AdoptSource(_ context.Context, _ transport.MigrationID, pid
 	return &fakeProcess{e: e, pid: pid, held: true}, nil
 }
 
-func (e *fakeEngine) NewLanes(LaneOptions) (migrate.Lanes, error) { return &fakeLanes{e: e}, nil }
-func (e *fakeEngine) NewHost(HostOptions) (Host, error)           { return &fakeHost{e: e}, nil }
+func (e *fakeEngine) NewLanes(o LaneOptions) (migrate.Lanes, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.lanes = append(e.lanes, o)
+	return &fakeLanes{e: e}, nil
+}
+
+func (e *fakeEngine) NewHost(HostOptions) (Host, error) { return &fakeHost{e: e}, nil }
 
 type fakeProcess struct {
 	e    *fakeEngine
