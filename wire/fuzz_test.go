@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"testing"
-
-	"github.com/pageferry/pageferry/page"
 )
 
 // What a parser accepts must encode to the same bytes again: no two forms of
@@ -63,6 +61,9 @@ func checkRun(t *testing.T, r Run) {
 func FuzzPages(f *testing.F) {
 	f.Add(AppendPages(nil, Pages{ID: 1, Runs: []Run{run(RunData, 5, 1)}, Sums: []uint32{1}}), 4096)
 	f.Add(AppendPages(nil, Pages{ID: 1, Runs: []Run{run(RunZero, 5, 99)}}), 0)
+	p, payload := encodedPages()
+	f.Add(AppendPages(nil, p), payload)
+	f.Add(AppendPages(nil, Pages{ID: 1, Runs: []Run{run(RunDelta, 5, 1)}, Sums: []uint32{1}, Lengths: []uint32{0}}), 0)
 	f.Fuzz(func(t *testing.T, b []byte, payload int) {
 		var p Pages
 		if err := ParsePages(b, payload, &p); err != nil {
@@ -74,9 +75,7 @@ func FuzzPages(f *testing.F) {
 		for _, r := range p.Runs {
 			checkRun(t, r)
 		}
-		if n := p.DataPages(); n != len(p.Sums) || n*page.Size != payload {
-			t.Fatalf("%d data pages, %d sums, %d bytes", n, len(p.Sums), payload)
-		}
+		checkEncodings(t, &p, payload)
 		if again := AppendPages(nil, p); !bytes.Equal(again, b) {
 			t.Fatalf("%x became %x", b, again)
 		}

@@ -2,8 +2,6 @@ package wire
 
 import (
 	"encoding/binary"
-	"strings"
-	"unicode/utf8"
 
 	"github.com/pageferry/pageferry/page"
 )
@@ -18,7 +16,25 @@ const (
 	// RunAbsent: the source has nothing there. The page is what a fresh
 	// mapping of its kind gives: zeros, or the file's content.
 	RunAbsent RunKind = 3
+	// RunLZ4: the payload holds the pages as one LZ4 block. At most
+	// MaxBlockPages of them.
+	RunLZ4 RunKind = 4
+	// RunDelta: the payload holds what has changed in this one page against the
+	// version of it that the receiver has.
+	RunDelta RunKind = 5
+	// RunSame: the pages equal others of the same address space that the
+	// receiver has. The payload holds the number of the first of those. At most
+	// MaxBlockPages.
+	RunSame RunKind = 6
 )
+
+// Encoded reports whether the payload holds the pages of such a run in another
+// form than as they are, so that the frame says how long it is.
+func (k RunKind) Encoded() bool { return RunLZ4 <= k && k <= RunSame }
+
+// Content reports whether a run of that kind brings content, which has a
+// checksum for every page.
+func (k RunKind) Content() bool { return k == RunData || k.Encoded() }
 
 func (k RunKind) String() string {
 	switch k {
@@ -30,6 +46,12 @@ func (k RunKind) String() string {
 		return "zero"
 	case RunAbsent:
 		return "absent"
+	case RunLZ4:
+		return "lz4"
+	case RunDelta:
+		return "delta"
+	case RunSame:
+		return "same"
 	}
 	return "unknown"
 }
@@ -60,8 +82,15 @@ const (
 	// MaxRuns fit into the meta of a Want; a Pages frame has less room, its
 	// checksums need some.
 	MaxRuns = (MaxMeta - wantHead) / runSize
-	// MaxDataPages fit into the payload of one frame.
+	// MaxDataPages fit into the payload of one frame, and no frame brings more,
+	// however they are encoded: what a frame unfolds to is bounded.
 	MaxDataPages = MaxPayload / page.Size
+	// MaxBlockPages bounds one encoded run, and so what has to be held to
+	// decode it.
+	MaxBlockPages = 64
+	// SameSize is the length in bytes of the payload of a RunSame: the number
+	// of the first page that its pages equal.
+	SameSize = 8
 	// maxNum keeps End of a run's Range from wrapping around.
 	maxNum = 1<<(64-page.Shift) - 1
 )
@@ -142,20 +171,23 @@ func ParseWant(b []byte, w *Want) error {
 	return nil
 }
 
-// Pages answers a Want, in whole or in part. The payload holds the pages of the
-// RunData runs one after the other, and Sums the CRC32C of each of them.
+// Pages answers a Want, in whole or in part. The payload holds what each run
+// with content needs, one after the other: the pages of a RunData as they are,
+// and the encodings of the others, whose lengths in bytes are in Lengths. Sums
+// has the CRC32C of every page with content, as it is when it is decoded.
 //
 //	 0  u64  ID of the Want
 //	 8  u32  number of runs
 //	12  u32  number of checksums
-//	16  runs, then checksums of 4 bytes each
+//	16  runs, then checksums of 4 bytes each, then a u32 for each encoded run
 type Pages struct {
-	ID   uint64
-	Runs []Run
-	Sums []uint32
+	ID      uint64
+	Runs    []Run
+	Sums    []uint32
+	Lengths []uint32
 }
 
-// DataPages is how many pages the payload holds.
+// DataPages is how many pages the payload holds as they are.
 func (p *Pages) DataPages() (n int) {
 	for _, r := range p.Runs {
 		if r.Kind == RunData {
@@ -166,7 +198,8 @@ func (p *Pages) DataPages() (n int) {
 }
 
 // AppendPages appends the encoding of p, which must have at least one run, one
-// checksum for every data page, and fit into MaxMeta.
+// checksum for every page with content, one length for every encoded run, and
+// fit into MaxMeta.
 func AppendPages(dst []byte, p Pages) []byte {
 	dst = binary.LittleEndian.AppendUint64(dst, p.ID)
 	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(p.Runs)))
@@ -177,17 +210,21 @@ func AppendPages(dst []byte, p Pages) []byte {
 	for _, s := range p.Sums {
 		dst = binary.LittleEndian.AppendUint32(dst, s)
 	}
+	for _, n := range p.Lengths {
+		dst = binary.LittleEndian.AppendUint32(dst, n)
+	}
 	return dst
 }
 
 // PagesSize is the length of the encoding of a Pages with that many runs and
-// checksums.
+// checksums; each encoded run adds 4 bytes.
 func PagesSize(runs, sums int) int { return pageHead + runs*runSize + sums*4 }
 
 // ParsePages fills p from b, reusing its slices. payload is the length of the
-// frame's payload in bytes, which must be that of the data pages.
+// frame's payload in bytes, which must be what the runs need. What is in the
+// payload is the decoder's to check.
 func ParsePages(b []byte, payload int, p *Pages) error {
-	p.Runs, p.Sums = p.Runs[:0], p.Sums[:0]
+	p.Runs, p.Sums, p.Lengths = p.Runs[:0], p.Sums[:0], p.Lengths[:0]
 	if len(b) < pageHead || len(b) > MaxMeta {
 		return malformed("pages of %d bytes", len(b))
 	}
@@ -195,14 +232,14 @@ func ParsePages(b []byte, payload int, p *Pages) error {
 	runs := uint64(binary.LittleEndian.Uint32(b[8:]))
 	sums := uint64(binary.LittleEndian.Uint32(b[12:]))
 	b = b[pageHead:]
-	if runs == 0 || runs*runSize+sums*4 != uint64(len(b)) {
+	if runs == 0 || runs*runSize+sums*4 > uint64(len(b)) {
 		return malformed("pages of %d runs and %d checksums in %d bytes", runs, sums, len(b))
 	}
-	if sums > MaxDataPages || payload < 0 || sums*page.Size != uint64(payload) {
+	if sums > MaxDataPages || payload < 0 || payload > MaxPayload {
 		return malformed("%d checksums for a payload of %d bytes", sums, payload)
 	}
-	var data uint64
-	for ; runs > 0; runs, b = runs-1, b[runSize:] {
+	var content, data, encoded uint64
+	for range runs {
 		r, err := parseRun(b)
 		if err != nil {
 			return err
@@ -211,91 +248,52 @@ func ParsePages(b []byte, payload int, p *Pages) error {
 		case RunData:
 			data += uint64(r.Count)
 		case RunZero, RunAbsent:
+		case RunLZ4, RunSame, RunDelta:
+			if r.Count > MaxBlockPages || r.Kind == RunDelta && r.Count > 1 {
+				return malformed("run of %d pages encoded as %s", r.Count, r.Kind)
+			}
+			encoded++
 		default:
 			return malformed("answer with pages of kind %d", r.Kind)
 		}
+		if r.Kind.Content() {
+			content += uint64(r.Count)
+		}
 		p.Runs = append(p.Runs, r)
+		b = b[runSize:]
 	}
-	if data != sums {
-		return malformed("%d data pages and %d checksums", data, sums)
+	if content != sums || sums*4+encoded*4 != uint64(len(b)) {
+		return malformed("%d pages with content, %d of their runs encoded, with %d checksums in %d bytes", content, encoded, sums, len(b))
 	}
-	for ; len(b) > 0; b = b[4:] {
+	for range sums {
 		p.Sums = append(p.Sums, binary.LittleEndian.Uint32(b))
+		b = b[4:]
+	}
+	return p.parseLengths(b, uint64(payload), data)
+}
+
+// parseLengths reads the lengths of the encoded runs from b, which has one for
+// each, and checks that they and data pages as they are make up payload bytes.
+func (p *Pages) parseLengths(b []byte, payload, data uint64) error {
+	total := data * page.Size
+	if len(b) > 0 {
+		for _, r := range p.Runs {
+			if !r.Kind.Encoded() {
+				continue
+			}
+			n := binary.LittleEndian.Uint32(b)
+			b = b[4:]
+			// Only a delta may be empty, if nothing has changed, and what is no
+			// shorter than the pages themselves is sent as they are.
+			if r.Kind == RunSame && n != SameSize || r.Kind == RunLZ4 && n == 0 || uint64(n) >= uint64(r.Count)*page.Size {
+				return malformed("%d pages encoded as %s in %d bytes", r.Count, r.Kind, n)
+			}
+			total += uint64(n)
+			p.Lengths = append(p.Lengths, n)
+		}
+	}
+	if total != payload {
+		return malformed("runs that need a payload of %d bytes, with one of %d", total, payload)
 	}
 	return nil
-}
-
-// RefuseCode says why pages cannot be had.
-type RefuseCode uint16
-
-const (
-	RefuseGone  RefuseCode = 1 // the source's copy is lost for good
-	RefuseRange RefuseCode = 2 // the request is not within the process's memory
-	RefuseRead  RefuseCode = 3 // reading failed; asking again may help
-)
-
-func (c RefuseCode) String() string {
-	switch c {
-	case RefuseGone:
-		return "process gone"
-	case RefuseRange:
-		return "no such memory"
-	case RefuseRead:
-		return "read failed"
-	}
-	return "unknown"
-}
-
-// Refuse answers a Want whose remaining pages cannot be given.
-//
-//	 0  u64  ID of the Want
-//	 8  u16  Code
-//	10  u16  length of the text
-//	12  text, UTF-8
-type Refuse struct {
-	ID   uint64
-	Code RefuseCode
-	Text string // for people; at most MaxRefuseText bytes
-}
-
-const (
-	refuseHead = 12
-	// MaxRefuseText bounds the text of a Refuse, in bytes.
-	MaxRefuseText = 1024
-)
-
-// AppendRefuse appends the encoding of r, its text cut to what is allowed.
-func AppendRefuse(dst []byte, r Refuse) []byte {
-	text := strings.ToValidUTF8(r.Text, "?")
-	if len(text) > MaxRefuseText {
-		cut := MaxRefuseText
-		for !utf8.RuneStart(text[cut]) {
-			cut--
-		}
-		text = text[:cut]
-	}
-	dst = binary.LittleEndian.AppendUint64(dst, r.ID)
-	dst = binary.LittleEndian.AppendUint16(dst, uint16(r.Code))
-	dst = binary.LittleEndian.AppendUint16(dst, uint16(len(text)))
-	return append(dst, text...)
-}
-
-// ParseRefuse reads a Refuse from b. An unknown code is the caller's to judge.
-func ParseRefuse(b []byte) (Refuse, error) {
-	if len(b) < refuseHead {
-		return Refuse{}, malformed("refuse of %d bytes", len(b))
-	}
-	n := int(binary.LittleEndian.Uint16(b[10:]))
-	text := b[refuseHead:]
-	if n > MaxRefuseText || n != len(text) {
-		return Refuse{}, malformed("refuse with a text of %d bytes in %d", n, len(text))
-	}
-	if !utf8.Valid(text) {
-		return Refuse{}, malformed("refuse with a text that is not UTF-8")
-	}
-	return Refuse{
-		ID:   binary.LittleEndian.Uint64(b),
-		Code: RefuseCode(binary.LittleEndian.Uint16(b[8:])),
-		Text: string(text),
-	}, nil
 }

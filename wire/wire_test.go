@@ -168,6 +168,7 @@ func TestRefuse(t *testing.T) {
 func TestNoAllocation(t *testing.T) {
 	p := Pages{ID: 1, Runs: slicesRepeat(run(RunData, 1, 1), 64), Sums: make([]uint32, 64)}
 	w := Want{ID: 1, Runs: slicesRepeat(run(0, 1, 1), 64)}
+	enc, payload := encodedPages()
 	buf := make([]byte, 0, 8192)
 	var p2 Pages
 	var w2 Want
@@ -181,6 +182,9 @@ func TestNoAllocation(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := ParsePages(b, 64*page.Size, &p2); err != nil {
+			t.Fatal(err)
+		}
+		if err := ParsePages(AppendPages(buf[:0], enc), payload, &p2); err != nil {
 			t.Fatal(err)
 		}
 		if err := ParseWant(AppendWant(buf[:0], w), &w2); err != nil {
