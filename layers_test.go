@@ -52,6 +52,7 @@ var layers = map[string]int{
 // beside lists the imports between two units of one layer that are wanted.
 var beside = map[[2]string]string{
 	{"transport", "wire"}: "a lane carries frames",
+	{"codec", "wire"}:     "an encoder makes the runs of a frame",
 }
 
 // forbidden lists what a unit must not import though its layer would allow it.

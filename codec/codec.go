@@ -57,12 +57,12 @@ func AppendSums(dst []uint32, data []byte) []uint32 {
 
 // SumError says which page of a payload arrived damaged.
 type SumError struct {
-	Index     int // of the page in the payload
+	Index     int // of the page among those with content
 	Got, Want uint32
 }
 
 func (e *SumError) Error() string {
-	return fmt.Sprintf("codec: page %d of the payload has CRC32C %08x, should have %08x", e.Index, e.Got, e.Want)
+	return fmt.Sprintf("codec: page %d of the frame has CRC32C %08x, should have %08x", e.Index, e.Got, e.Want)
 }
 
 // Verify checks every page of data against sums, one for each. It returns a
@@ -71,9 +71,14 @@ func Verify(data []byte, sums []uint32) error {
 	if len(data) != len(sums)*page.Size {
 		return fmt.Errorf("codec: %d checksums for %d bytes", len(sums), len(data))
 	}
+	return verify(data, sums, 0)
+}
+
+// verify is Verify of pages of which the first is page first of the payload.
+func verify(data []byte, sums []uint32, first int) error {
 	for i, want := range sums {
 		if got := Sum(data[i*page.Size : (i+1)*page.Size]); got != want {
-			return &SumError{i, got, want}
+			return &SumError{first + i, got, want}
 		}
 	}
 	return nil
