@@ -7,6 +7,39 @@ import (
 	"github.com/pageferry/pageferry/page"
 )
 
+func TestRoundHas(t *testing.T) {
+	for _, c := range []struct {
+		r, o Round
+		want bool
+	}{
+		{Round{Number: 2}, Round{Number: 1, Lane: 1}, true},
+		{Round{Number: 2}, Round{Number: 2}, true},
+		{Round{Number: 2}, Round{Number: 2, Lane: 1}, false},
+		{Round{Number: 2}, Round{Number: 3}, false},
+		{Round{}, Round{}, false},
+	} {
+		if got := c.r.has(c.o); got != c.want {
+			t.Errorf("%+v has %+v: %v", c.r, c.o, got)
+		}
+	}
+}
+
+// Each lane finds what it has sent itself, though another was first.
+func TestTwinsLanes(t *testing.T) {
+	p := randomPage(newRand(t))
+	tw := NewTwins(TwinsConfig{Bytes: 1 << 16})
+	k, _ := tw.Key(p, Sum(p))
+	tw.Put(0, 5, k, Round{Number: 1, Lane: 1})
+	tw.Put(0, 6, k, Round{Number: 1, Lane: 2})
+	if n, ok := tw.Lookup(0, k, Round{Number: 1, Lane: 2}); !ok || n != 6 {
+		t.Fatalf("page %d, %v", n, ok)
+	}
+	tw.Put(0, 7, k, Round{Number: 2, Lane: 3})
+	if n, ok := tw.Lookup(0, k, Round{Number: 2, Lane: 4}); !ok || n != 6 {
+		t.Fatalf("page %d, %v, though an earlier round has sent it", n, ok)
+	}
+}
+
 func pagesAt(first, n page.Num) page.Range {
 	return page.Range{Start: first.Addr(), End: (first + n).Addr()}
 }

@@ -33,6 +33,11 @@ const groupBytes = 16 * page.Size
 // compressed, and the time in ns that all of them took, codec and lane, over a
 // lane that takes ns per byte.
 func drive(c *Chooser, ns float64, groups []content) (compressed int, took float64) {
+	compressed, _, took = driveProbes(c, ns, groups)
+	return compressed, took
+}
+
+func driveProbes(c *Chooser, ns float64, groups []content) (compressed, probes int, took float64) {
 	for _, g := range groups {
 		run := func(bytes float64) (out int, d time.Duration) {
 			took += g.ns * bytes
@@ -44,6 +49,7 @@ func drive(c *Chooser, ns float64, groups []content) (compressed int, took float
 		step, sent := c.Next(groupBytes), float64(groupBytes)
 		if step == Probe {
 			step = Raw
+			probes++
 			// A single page shrinks less, and costs more for each byte.
 			out, d := run(page.Size)
 			if c.Probed(groupBytes, out*9/8, d*9/8) {
@@ -60,7 +66,7 @@ func drive(c *Chooser, ns float64, groups []content) (compressed int, took float
 		}
 		took += sent * ns
 	}
-	return compressed, took
+	return compressed, probes, took
 }
 
 func repeat(n int, cs ...content) (all []content) {
@@ -142,6 +148,32 @@ func TestChooserOutlier(t *testing.T) {
 	ch.Tried(groupBytes, groupBytes/2, time.Second)
 	if n, _ := drive(&ch, gbit1, repeat(100, textual)); n < 98 {
 		t.Fatalf("%d of 100 groups after one that took a second", n)
+	}
+}
+
+// Groups that do not shrink among others that do cost no probes.
+func TestChooserMixed(t *testing.T) {
+	var ch Chooser
+	ch.SetRate(1e9 / gbit1)
+	if n, probes, _ := driveProbes(&ch, gbit1, repeat(1000, textual, noise)); n < 999 || probes > 5 {
+		t.Fatalf("%d groups compressed, %d probes", n, probes)
+	}
+}
+
+// A page that shrinks in a group that does not is no reason to try each group.
+func TestChooserProbeMisleads(t *testing.T) {
+	var ch Chooser
+	ch.SetRate(1e9 / gbit1)
+	tried := 0
+	for range 1000 {
+		if ch.Next(groupBytes) == Probe && ch.Probed(groupBytes, page.Size/8, time.Microsecond) {
+			ch.Tried(groupBytes, 0, groupBytes) // 1 ns per byte, for nothing
+			tried++
+		}
+	}
+	// Each loses an eighth of what the group takes the lane.
+	if tried == 0 || tried > 1000/12 {
+		t.Fatalf("%d of 1000 groups tried", tried)
 	}
 }
 

@@ -16,7 +16,7 @@ const chunk = 256
 
 // AppendDelta appends to dst what must change in old to make it new, if that
 // takes at most limit bytes, and says whether it does: if not, it returns dst as
-// it was. old and new have the same length, a multiple of 8 below 2 MiB. Nothing
+// it was. dst need not grow beyond that. old and new have the same length, a multiple of 8 below 2 MiB. Nothing
 // is appended for pages that are equal.
 func AppendDelta(dst, old, new []byte, limit int) ([]byte, bool) {
 	start := len(dst)
@@ -42,15 +42,12 @@ func AppendDelta(dst, old, new []byte, limit int) ([]byte, bool) {
 			i += 8
 		}
 		to := i - bits.LeadingZeros64(x)/8
-		if len(dst)+2+to-from > end {
+		if len(dst)+uvarintLen(from-last)+uvarintLen(to-from)+to-from > end {
 			return dst[:start], false
 		}
 		dst = binary.AppendUvarint(dst, uint64(from-last))
 		dst = binary.AppendUvarint(dst, uint64(to-from))
 		dst = append(dst, new[from:to]...)
-		if len(dst) > end {
-			return dst[:start], false
-		}
 		last = to
 	}
 }
@@ -97,6 +94,17 @@ func ApplyDelta(p, delta []byte) error {
 		delta = rest[n:]
 	}
 	return nil
+}
+
+// uvarintLen is how many bytes the varint of n takes, which is below 2 MiB.
+func uvarintLen(n int) int {
+	switch {
+	case n < 1<<7:
+		return 1
+	case n < 1<<14:
+		return 2
+	}
+	return 3
 }
 
 // uvarint takes a varint of at most three bytes, in its shortest form, off b:

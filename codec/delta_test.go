@@ -41,7 +41,11 @@ func TestDeltaRoundTrip(t *testing.T) {
 			changed += copy(next[at:], randomBytes(r, n))
 		}
 		limit := r.IntN(page.Size)
-		delta, ok := AppendDelta([]byte("before"), old, next, limit)
+		room := append(make([]byte, 0, len("before")+limit), "before"...)
+		delta, ok := AppendDelta(room, old, next, limit)
+		if &delta[0] != &room[0] {
+			t.Fatalf("grew beyond the limit of %d", limit)
+		}
 		if !bytes.HasPrefix(delta, []byte("before")) {
 			t.Fatal("what was in dst is gone")
 		}

@@ -282,7 +282,11 @@ func (e *Encoder) same(begin int, n, of page.Num) {
 // destination has, or none; nil stands for none at all.
 func (e *Encoder) findTwins(first page.Num, data []byte, sums []uint32) []page.Num {
 	t := e.cfg.Twins
-	if t == nil || e.round.Number == 0 && t.live.Load() == 0 {
+	if t == nil {
+		return nil
+	}
+	if e.round.Number == 0 {
+		t.Forget(e.space, page.Range{Start: first.Addr(), End: (first + page.Num(len(sums))).Addr()})
 		return nil
 	}
 	// Hashing takes the time, and is done without the lock.
@@ -290,7 +294,7 @@ func (e *Encoder) findTwins(first page.Num, data []byte, sums []uint32) []page.N
 	for i, sum := range sums {
 		k, ok := t.Key(data[i<<page.Shift:(i+1)<<page.Shift], sum)
 		n := none
-		if ok && e.round.Number > 0 {
+		if ok {
 			n = 0
 		}
 		e.keys, e.twin = append(e.keys, k), append(e.twin, n)

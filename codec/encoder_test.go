@@ -259,14 +259,69 @@ func TestEncoderSame(t *testing.T) {
 	if want := []wire.Run{{Kind: wire.RunSame, First: 1200, Count: 64}, {Kind: wire.RunSame, First: 1264, Count: 36}}; !reflect.DeepEqual(p.Runs, want) {
 		t.Fatalf("%+v", p.Runs)
 	}
+	// Neighbours in the frame that are none in memory, and none in what they equal.
+	parts := []page.Range{pagesAt(1200, 3), pagesAt(1210, 3)}
+	if err := dst.take(d, encode(e, &p, parts, bytes.Clone(data[:6*page.Size]))); err != nil {
+		t.Fatal(err)
+	}
+	if want := []wire.Run{{Kind: wire.RunSame, First: 1200, Count: 3}, {Kind: wire.RunSame, First: 1210, Count: 3}}; !reflect.DeepEqual(p.Runs, want) {
+		t.Fatalf("%+v", p.Runs)
+	}
 	if err := dst.take(d, encode(e, &p, []page.Range{alike}, bytes.Repeat(randomPage(r), 100))); err != nil {
 		t.Fatal(err)
 	}
 	if p.Runs[0].Kind != wire.RunData || p.Runs[0].Count != 1 || p.Runs[1].Kind != wire.RunSame {
 		t.Fatalf("%+v", p.Runs)
 	}
-	if s := e.Stats(); s.Same.Pages != 199 || s.Raw.Pages != 101 || s.Same.Saved() != 199*page.Size-s.Same.Bytes {
+	if s := e.Stats(); s.Same.Pages != 199+6 || s.Raw.Pages != 101 || s.Same.Saved() != (199+6)*page.Size-s.Same.Bytes {
 		t.Fatal(s)
+	}
+}
+
+// A page of a reference is there when the reference is taken up, not only while.
+func TestEncoderSameOverlaps(t *testing.T) {
+	e := NewEncoder(EncoderConfig{Twins: NewTwins(TwinsConfig{})})
+	var p wire.Pages
+	e.p, e.out = &p, make([]byte, page.Size)
+	for i := range page.Num(15) {
+		e.same(0, 20+i, 10+i)
+	}
+	if len(p.Runs) != 2 || p.Runs[0].Count != 10 || p.Runs[1].Count != 5 {
+		t.Fatalf("%+v", p.Runs)
+	}
+}
+
+// What a lane sends over a page ends what others may refer to, whether or not the
+// page was forgotten beforehand.
+func TestEncoderForgets(t *testing.T) {
+	r := newRand(t)
+	content, zero := randomPage(r), make([]byte, page.Size)
+	for name, over := range map[string]func(e *Encoder, p *wire.Pages){
+		"zeros": func(e *Encoder, p *wire.Pages) { encode(e, p, []page.Range{pagesAt(5, 1)}, bytes.Clone(zero)) },
+		"outside of rounds": func(e *Encoder, p *wire.Pages) {
+			e.SetRound(Round{})
+			encode(e, p, []page.Range{pagesAt(5, 1)}, randomPage(r))
+		},
+		"not looked at": func(e *Encoder, p *wire.Pages) {
+			e.cfg.Twins.sample.Store(31)
+			encode(e, p, []page.Range{pagesAt(5, 1)}, randomPage(r))
+			e.cfg.Twins.sample.Store(0)
+		},
+		"nothing": nil,
+	} {
+		e := NewEncoder(EncoderConfig{Sent: NewSent(SentConfig{}), Twins: NewTwins(TwinsConfig{})})
+		var p wire.Pages
+		e.SetRound(Round{Number: 1, Keep: true})
+		encode(e, &p, []page.Range{pagesAt(5, 1)}, bytes.Clone(content))
+		e.SetRound(Round{Number: 2, Keep: true})
+		if over != nil {
+			over(e, &p)
+		}
+		e.SetRound(Round{Number: 3, Keep: true})
+		encode(e, &p, []page.Range{pagesAt(9, 1)}, bytes.Clone(content))
+		if same := p.Runs[0].Kind == wire.RunSame; same != (over == nil) {
+			t.Errorf("%s: %+v", name, p.Runs)
+		}
 	}
 }
 

@@ -124,7 +124,7 @@ func (t *Twins) put(space page.Space, n page.Num, k Key, r Round) {
 	*e = twin{key: k, space: space, round: r.Number, page: n, lane: r.Lane, used: true}
 	// What was sent first is kept, as more may refer to it.
 	if s := t.slot(k); t.keys[s] != at {
-		if o := &t.pages[t.keys[s]]; !o.used || o.key != k || o.space != space || !r.has(Round{Number: o.round, Lane: o.lane}) {
+		if o := &t.pages[t.keys[s]]; o.key != k || o.space != space || !r.has(Round{Number: o.round, Lane: o.lane}) {
 			t.keys[s] = at
 		}
 	}
