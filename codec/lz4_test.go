@@ -109,6 +109,43 @@ func TestLZ4DoesNotPay(t *testing.T) {
 	}
 }
 
+// Blocks that were right once, with some bytes changed, cut or repeated: most get
+// far into the decoder. The fuzzer does not see into its assembly.
+func TestDecompressDamaged(t *testing.T) {
+	r := newRand(t)
+	var z LZ4
+	const guard = 256
+	for range 3000 {
+		n := (1 + r.IntN(4)) * page.Size
+		src := pagesOf(r, r.IntN(3), n/page.Size)
+		block := make([]byte, n)
+		block = block[:z.Compress(block, src)]
+		for range 1 + r.IntN(4) {
+			switch at := r.IntN(len(block)); r.IntN(5) {
+			case 0:
+				block[at] = byte(r.Uint32())
+			case 1:
+				block[at] = 0xff // long lengths, far offsets
+			case 2:
+				block[at] = 0
+			case 3:
+				block = block[:1+at]
+			case 4:
+				block = append(block, bytes.Clone(block[at:min(len(block), at+r.IntN(40))])...)
+			}
+		}
+		mem := bytes.Repeat([]byte{0xa5}, guard+n+guard)
+		if err := Decompress(mem[guard:guard+n], block); err != nil && !errors.Is(err, ErrDamaged) {
+			t.Fatal(err)
+		}
+		for i, b := range mem {
+			if b != 0xa5 && (i < guard || i >= guard+n) {
+				t.Fatalf("written %d bytes from the pages: %x", i-guard, block)
+			}
+		}
+	}
+}
+
 func FuzzDecompress(f *testing.F) {
 	var z LZ4
 	r := rand.New(rand.NewPCG(1, 1))
