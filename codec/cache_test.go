@@ -2,9 +2,12 @@ package codec
 
 import (
 	"bytes"
+	"math/rand/v2"
+	"sync"
 	"testing"
 
 	"github.com/pageferry/pageferry/page"
+	"github.com/pageferry/pageferry/wire"
 )
 
 func TestRoundHas(t *testing.T) {
@@ -210,5 +213,46 @@ func TestTwinsGiveUp(t *testing.T) {
 	}
 	if looked, _ := look(true); looked < 20000*9/10 {
 		t.Fatalf("every other page repeats: looked at %d", looked)
+	}
+}
+
+// Lanes share both caches, while rounds begin and pages are dropped: this is for
+// the race detector, and for what is counted.
+func TestSharedByLanes(t *testing.T) {
+	seed := newRand(t).Uint64()
+	sent, twins := NewSent(SentConfig{Bytes: 64 * page.Size}), NewTwins(TwinsConfig{Bytes: 1 << 12})
+	var wg sync.WaitGroup
+	for lane := range 4 {
+		e := NewEncoder(EncoderConfig{Sent: sent, Twins: twins})
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(seed, uint64(lane)))
+			var p wire.Pages
+			mem := pagesOf(r, 0, 16)
+			for round := range uint32(100) {
+				e.SetRound(Round{Number: round, Lane: uint8(lane), Keep: true})
+				write(r, mem, r.IntN(16))
+				encode(e, &p, []page.Range{pagesAt(page.Num(r.IntN(100)), 16)}, bytes.Clone(mem))
+			}
+		})
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(seed, uint64(lane)+10))
+			for i := range 1000 {
+				g := pagesAt(page.Num(r.IntN(100)), page.Num(r.IntN(400)))
+				sent.Forget(0, g)
+				twins.Forget(0, g)
+				if i%300 == 0 {
+					sent.Reset()
+					twins.Reset()
+				}
+				e.Stats()
+			}
+		})
+	}
+	wg.Wait()
+	all := pagesAt(0, 1<<30)
+	sent.Forget(0, all)
+	twins.Forget(0, all)
+	if s, n := sent.live.Load(), twins.live.Load(); s != 0 || n != 0 {
+		t.Fatalf("%d and %d are counted where nothing is left", s, n)
 	}
 }
