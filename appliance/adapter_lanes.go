@@ -10,10 +10,12 @@ import (
 	"sync/atomic"
 
 	"github.com/pageferry/pageferry/appliance/keys"
+	"github.com/pageferry/pageferry/codec"
 	"github.com/pageferry/pageferry/fault"
 	"github.com/pageferry/pageferry/internal/sys"
 	"github.com/pageferry/pageferry/migrate"
 	"github.com/pageferry/pageferry/migrate/stream"
+	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/transport"
 	"github.com/pageferry/pageferry/transport/tcp"
 )
@@ -33,8 +35,9 @@ type lanes struct {
 	pool   *transport.Pool
 	before atomic.Uint64 // bytes sent on lanes that are closed
 
-	mu  sync.Mutex
-	now *epoch
+	mu    sync.Mutex
+	now   *epoch
+	saved codec.Stats // on lanes that are closed
 }
 
 // epoch is the lanes that were opened together, and who serves them.
@@ -82,7 +85,8 @@ func (l *lanes) Open(ctx context.Context, number uint32, key []byte, p migrate.P
 	var err error
 	// One buffer for each lane, so that none waits for another.
 	if e.server, err = stream.NewServer(stream.ServerConfig{
-		Reader: p, Buffers: bulk + 1, Log: l.log, Limiter: l.opts.Limiter, OnUrgent: func() { fault.RaisePriority(l.log) },
+		Compress: l.opts.Compress,
+		Reader:   p, Buffers: bulk + 1, Log: l.log, Limiter: l.opts.Limiter, OnUrgent: func() { fault.RaisePriority(l.log) },
 	}); err != nil {
 		return err
 	}
@@ -144,6 +148,7 @@ func (l *lanes) end() {
 	if e.awake != nil {
 		_ = e.awake.Close()
 	}
+	l.saved.Add(e.server.Saved())
 	if err := e.server.Close(); err != nil {
 		l.log.Error("page server", "err", err)
 	}
@@ -156,6 +161,33 @@ func (l *lanes) Lost() <-chan error {
 		return nil
 	}
 	return l.now.lost
+}
+
+func (l *lanes) Round(number uint32, send, gone *page.Set) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.now == nil {
+		return
+	}
+	if number == 0 {
+		l.now.server.EndRounds()
+	} else {
+		l.now.server.Round(number, send, gone)
+	}
+}
+
+// Saved counts those of closed lanes, too.
+func (l *lanes) Saved() migrate.Saved {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	st := l.saved
+	if l.now != nil {
+		st.Add(l.now.server.Saved())
+	}
+	return migrate.Saved{
+		Raw: migrate.Count(st.Raw), Zero: migrate.Count(st.Zero), LZ4: migrate.Count(st.LZ4),
+		Delta: migrate.Count(st.Delta), Same: migrate.Count(st.Same),
+	}
 }
 
 func (l *lanes) BytesSent() uint64 {

@@ -51,6 +51,8 @@ type MigrateRequest struct {
 	// MaxBandwidth limits the page lanes, as in "10Gbit" or "500MiB" per second;
 	// "none" takes back the daemon's default.
 	MaxBandwidth string `json:"max_bandwidth,omitempty"`
+	// Compress is auto (what gets across sooner), lz4 or none.
+	Compress string `json:"compress,omitempty"`
 	// Lanes is how many connections carry background pages, 1 to 16.
 	Lanes  int  `json:"lanes,omitempty"`
 	DryRun bool `json:"dry_run,omitempty"`

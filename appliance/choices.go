@@ -24,9 +24,9 @@ func CheckTransport(s string) error {
 	return checkChoice("transport", s, []string{"auto", "tcp"}, []string{"rdma"})
 }
 
-// CheckCompress accepts "", auto and none.
+// CheckCompress accepts "", auto, lz4 and none.
 func CheckCompress(s string) error {
-	return checkChoice("compress", s, []string{"auto", "none"}, []string{"lz4"})
+	return checkChoice("compress", s, []string{"auto", "lz4", "none"}, nil)
 }
 
 func checkChoice(what, s string, have, lack []string) error {

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/pageferry/pageferry/codec"
 	"github.com/pageferry/pageferry/migrate"
 	"github.com/pageferry/pageferry/transport"
 )
@@ -232,6 +233,12 @@ func (d *Daemon) options(req MigrateRequest) (SourceOptions, error) {
 	}
 	if err := CheckTransport(req.Transport); err != nil {
 		return usage("%v", err)
+	}
+	if err := CheckCompress(req.Compress); err != nil {
+		return usage("%v", err)
+	}
+	if req.Compress != "" {
+		o.Compress, _ = codec.ParseMode(req.Compress) // it was just checked
 	}
 	limit := or(req.MaxBandwidth, d.config.Defaults.MaxBandwidth)
 	check := Defaults{TCP: o.TCP, PIDNS: o.PIDNamespace, OnSourceExit: o.OnSourceExit, MaxBandwidth: limit}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/pageferry/pageferry/codec"
 	"github.com/pageferry/pageferry/migrate"
 	"github.com/pageferry/pageferry/transport"
 	"github.com/pageferry/pageferry/transport/pace"
@@ -103,6 +104,7 @@ type SourceOptions struct {
 	MaxDowntime  time.Duration
 	Throttle     float64
 	MaxBandwidth Bandwidth // of all page lanes together; 0 is none
+	Compress     codec.Mode
 	// Hint is what the process said of itself (migrate.Describer) to an earlier
 	// daemon; for AdoptSource.
 	Hint   []byte
@@ -119,8 +121,9 @@ type LaneOptions struct {
 	IdleSleep bool      // processors may sleep while the lanes are open
 	// Limiter is what the lanes keep to, those that are opened later included.
 	// Several migrations may share one. Nil: no limit.
-	Limiter *pace.Limiter
-	Logger  *slog.Logger
+	Limiter  *pace.Limiter
+	Logger   *slog.Logger
+	Compress codec.Mode
 }
 
 // HostOptions is what the destination's end needs to know of its daemon.

@@ -123,7 +123,7 @@ func (h *handover) recoverSource(ctx context.Context, m *migration, rec migrate.
 		PlainPages: h.d.config.PageLanes == "plain", BulkLanes: h.d.config.BulkLanes,
 		TCP: h.d.config.Defaults.TCP, OnSourceExit: h.d.config.Defaults.OnSourceExit}
 	if _, as := recallLanes(string(rec.Hint)); as.BulkLanes != 0 {
-		opts.BulkLanes, opts.MaxBandwidth = as.BulkLanes, as.MaxBandwidth
+		opts.BulkLanes, opts.MaxBandwidth, opts.Compress = as.BulkLanes, as.MaxBandwidth, as.Compress
 	}
 	var p migrate.Process = othersProcess{}
 	var err error

@@ -1,16 +1,19 @@
 package appliance
 
 import (
+	"cmp"
 	"strconv"
 	"strings"
 
+	"github.com/pageferry/pageferry/codec"
 	"github.com/pageferry/pageferry/transport"
 	"github.com/pageferry/pageferry/transport/pace"
 )
 
 // laneOptions says how the lanes of migration id to the daemon at to are made.
 func (h *handover) laneOptions(id transport.MigrationID, to string, opts SourceOptions) (lo LaneOptions, err error) {
-	lo = LaneOptions{Migration: id, Address: to, BulkLanes: opts.BulkLanes, IdleSleep: h.d.config.Idle == "sleep", Logger: h.d.log}
+	lo = LaneOptions{Migration: id, Address: to, BulkLanes: opts.BulkLanes, Compress: opts.Compress,
+		IdleSleep: h.d.config.Idle == "sleep", Logger: h.d.log}
 	if !opts.PlainPages {
 		lo.TLS = h.d.config.TLS
 	}
@@ -25,26 +28,30 @@ func (h *handover) laneOptions(id transport.MigrationID, to string, opts SourceO
 const (
 	hintLaneCount = " lanes="
 	hintBandwidth = " bandwidth="
+	hintCompress  = " compress="
 )
 
 // hintLanes goes at the end of a description.
 func hintLanes(o SourceOptions) string {
-	return hintLaneCount + strconv.Itoa(o.BulkLanes) + hintBandwidth + strconv.FormatUint(uint64(o.MaxBandwidth), 10)
+	return hintLaneCount + strconv.Itoa(o.BulkLanes) + hintBandwidth + strconv.FormatUint(uint64(o.MaxBandwidth), 10) +
+		hintCompress + o.Compress.String()
 }
 
 // recallLanes cuts what hintLanes said from a description, and returns the rest.
 // A daemon of before has said nothing, and then all is zero.
 func recallLanes(hint string) (rest string, as SourceOptions) {
 	rest, said, ok := strings.Cut(hint, hintLaneCount)
-	lanes, limit, whole := strings.Cut(said, hintBandwidth)
+	lanes, said, whole := strings.Cut(said, hintBandwidth)
 	if !ok || !whole {
 		return hint, as
 	}
+	limit, how, _ := strings.Cut(said, hintCompress)
 	n, err := strconv.ParseUint(lanes, 10, 8)
 	b, errB := strconv.ParseUint(limit, 10, 64)
-	if err != nil || errB != nil || b != 0 && (b < pace.Min || b > pace.Max) {
+	mode, errM := codec.ParseMode(cmp.Or(how, codec.Auto.String())) // an earlier daemon did not say
+	if err != nil || errB != nil || errM != nil || b != 0 && (b < pace.Min || b > pace.Max) {
 		return rest, as
 	}
-	as.BulkLanes, as.MaxBandwidth = int(n), Bandwidth(b)
+	as.BulkLanes, as.MaxBandwidth, as.Compress = int(n), Bandwidth(b), mode
 	return rest, as
 }

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/pageferry/pageferry/migrate"
 )
 
 // Outcome is how a migration ended; "" while it has not.
@@ -70,6 +72,8 @@ type Report struct {
 
 	Rounds []Round `json:"rounds"`
 	Faults Faults  `json:"faults"`
+	// Saved says which pages were sent how, and how many bytes that took.
+	Saved migrate.Saved `json:"saved"`
 	// Tracker is how written pages were found, and SwitchReason why the rounds ended.
 	Tracker      string `json:"tracker,omitempty"`
 	SwitchReason string `json:"switch_reason,omitempty"`

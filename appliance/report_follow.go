@@ -42,6 +42,8 @@ func (r *Report) result(s migrate.Result) {
 	for _, x := range s.Rounds {
 		r.Rounds = append(r.Rounds, Round{x.Round, x.Pages, x.PagesZero, x.DirtyPages, x.BytesWire, x.MS})
 	}
+	r.Saved = s.Saved
+	r.PagesCompressed = s.Saved.LZ4.Pages + s.Saved.Delta.Pages
 	r.Tracker, r.SwitchReason = s.Tracker, s.Switch
 	r.Faults = Faults(s.Faults)
 }

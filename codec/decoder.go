@@ -39,6 +39,10 @@ type Decoder struct {
 // on. If r is nil, they are refused.
 func NewDecoder(r Reader) *Decoder { return &Decoder{reader: r} }
 
+// SetScratch gives the decoder room for what it decodes, at least
+// wire.MaxBlockPages; without, it takes some from the heap.
+func (d *Decoder) SetScratch(b []byte) { d.scratch = b }
+
 // Begin takes up the frame p with its payload, as wire.ParsePages has found them
 // to be in order. Both must stay as they are until the last run was taken.
 func (d *Decoder) Begin(p *wire.Pages, payload []byte) {

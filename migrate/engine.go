@@ -138,6 +138,22 @@ type Arrival interface {
 	Close() error
 }
 
+// Count is pages, and the bytes that they took on the wire without frames.
+type Count struct {
+	Pages uint64 `json:"pages"`
+	Bytes uint64 `json:"bytes"`
+}
+
+// Saved is what was sent how: as it is, not at all because it is zero, compressed,
+// as what had changed, or as equal to another page.
+type Saved struct {
+	Raw   Count `json:"raw"`
+	Zero  Count `json:"zero"`
+	LZ4   Count `json:"lz4"`
+	Delta Count `json:"delta"`
+	Same  Count `json:"same"`
+}
+
 // Batch is what is to be landed while the process runs at the source.
 type Batch struct {
 	Layout  []byte     // see Look; nil: as in the batch before
@@ -181,7 +197,14 @@ type Lanes interface {
 	// It is asked for again after every Open. A lane that the destination
 	// closed in good order, because it needs no more pages, has not failed.
 	Lost() <-chan error
+	// Round tells what will be fetched next while the process runs, and what the
+	// destination gives up, so that pages may be sent as what has changed of them.
+	// Everything of the round before has been placed. 0: from here on the process
+	// may run at the destination.
+	Round(number uint32, send, gone *page.Set)
 	// BytesSent on all page lanes so far.
 	BytesSent() uint64
+	// Saved says what was sent how.
+	Saved() Saved
 	Close() error
 }

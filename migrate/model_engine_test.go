@@ -147,6 +147,14 @@ func (f *fakeLanes) Lost() <-chan error {
 }
 
 func (f *fakeLanes) BytesSent() uint64 { return 0 }
+func (f *fakeLanes) Saved() Saved      { return Saved{} }
+
+func (f *fakeLanes) Round(number uint32, send, gone *page.Set) {
+	w := f.l.w
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.mem.round, w.mem.announced = number, *send
+}
 
 func (f *fakeLanes) Close() error {
 	f.l.here()
@@ -235,6 +243,9 @@ func (a *fakeArrival) Rebuild(ctx context.Context, st State, all bool) error {
 		var of int
 		if _, err := fmt.Sscan(string(st.Image), &of); err != nil {
 			w.violate("image %q", st.Image)
+		}
+		if w.mem.round != 0 {
+			w.violate("rebuilt while the lanes are in round %d", w.mem.round)
 		}
 		w.dstOf, w.missing = of, w.keep(append(st.Memory, rest...))
 		return nil

@@ -21,6 +21,9 @@ type modelMem struct {
 	tracked bool
 	writes  int             // how many more there will be
 	landed  [modelPages]int // version that the destination has, 0 none
+	// What the lanes were told last.
+	round     uint32
+	announced page.Set
 }
 
 func modelPage(i int) page.Range {
@@ -103,6 +106,9 @@ func (a *fakeArrival) Land(ctx context.Context, b Batch) (l Landed, err error) {
 			}
 			for _, c := range b.Classes {
 				if c.Contains(at) {
+					if w.mem.round == 0 || !w.mem.announced.Contains(at) {
+						w.violate("page %d is fetched in round %d, which was not announced", i, w.mem.round)
+					}
 					w.writeLocked()
 					w.mem.landed[i] = w.mem.version[i]
 					l.Pages++

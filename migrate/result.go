@@ -93,6 +93,8 @@ type Result struct {
 	PagesFaulted  uint64  `json:"pages_faulted"`
 	PagesResident uint64  `json:"pages_resident"`
 	Rounds        []Round `json:"rounds"`
+	// Saved is what was sent how, on the lanes of this daemon.
+	Saved Saved `json:"saved"`
 	// Tracker is how dirty pages were found, and Switch why the rounds ended.
 	Tracker string `json:"tracker,omitempty"`
 	Switch  string `json:"switch_reason,omitempty"`

@@ -39,6 +39,7 @@ type rounds struct {
 	landed  page.Set // pages that the destination has, right or stale
 	clean   page.Set // those of them that are right, as far as the last look knows
 	last    Round
+	batches uint32 // LANDs so far
 }
 
 // precopy copies memory while the process runs, until it is time to switch. It
@@ -189,6 +190,12 @@ func (r *rounds) land(ctx context.Context, b Batch) error {
 	if err != nil {
 		return err
 	}
+	var all page.Set
+	for i := range b.Classes {
+		all = page.Union(&all, &b.Classes[i])
+	}
+	r.batches++
+	r.s.cfg.Lanes.Round(r.batches, &all, &b.Gone)
 	if err := r.s.send(r.c, landMsg{Round: uint(r.last.Round)}, b.Layout, sets); err != nil {
 		return err
 	}
@@ -196,15 +203,11 @@ func (r *rounds) land(ctx context.Context, b Batch) error {
 	if err != nil {
 		return err
 	}
-	var want uint64
-	for i := range b.Classes {
-		want += b.Classes[i].Pages()
-		r.landed = page.Union(&r.landed, &b.Classes[i])
-		r.clean = page.Union(&r.clean, &b.Classes[i])
-	}
-	if l.Pages != want {
+	if want := all.Pages(); l.Pages != want {
 		return fmt.Errorf("%w: %d pages landed of %d", ErrProtocol, l.Pages, want)
 	}
+	r.landed = page.Union(&r.landed, &all)
+	r.clean = page.Union(&r.clean, &all)
 	r.last.Pages += l.Pages
 	r.last.PagesZero += l.PagesZero
 	return nil

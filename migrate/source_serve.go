@@ -362,6 +362,7 @@ func (s *Source) result(o Outcome, cause error) (Result, error) {
 	p := s.Progress()
 	st := p.ArrivalStats
 	r.BytesMemory = p.BytesMemory
+	r.Saved = s.cfg.Lanes.Saved()
 	r.BytesWire = max(s.cfg.Lanes.BytesSent(), st.BytesWire)
 	if st.PagesTotal != 0 {
 		r.PagesTotal = st.PagesTotal

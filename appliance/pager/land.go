@@ -94,7 +94,7 @@ func (s *server) land(m landMsg) (_ Landed, err error) {
 	l := &lander{pid: m.PID, space: sp, written: page.Intersection(&s.written, &all)}
 	s.landing.Store(l)
 	defer s.landing.Store(nil)
-	err = s.fetch.Round(s.ctx, stream.Round{Store: st, Placer: l, Order: stream.InOrder(m.Space, m.Classes)})
+	err = s.fetch.Round(s.ctx, stream.Round{Store: st, Placer: l, Order: stream.InOrder(m.Space, m.Classes), Reader: l})
 	if err != nil {
 		return Landed{}, err
 	}
@@ -140,6 +140,20 @@ func (l *lander) Zero(_ page.Space, r page.Range) (int, error) {
 	l.zero = append(l.zero, r)
 	l.mu.Unlock()
 	return l.settle(r), nil
+}
+
+// ReadPages reads pages that have landed.
+func (l *lander) ReadPages(_ page.Space, first page.Num, buf []byte) error {
+	local := [1]unix.Iovec{{Base: &buf[0], Len: uint64(len(buf))}}
+	remote := [1]unix.RemoteIovec{{Base: uintptr(first.Addr()), Len: len(buf)}}
+	n, err := sys.ProcessVMReadvNow(l.pid, local[:], remote[:])
+	if err == nil && n != len(buf) {
+		err = unix.EFAULT
+	}
+	if err != nil {
+		return fmt.Errorf("pager: read pages of process %d that have landed at %v: %w", l.pid, first.Addr(), err)
+	}
+	return nil
 }
 
 // Absent is Zero: the source's page went away in the middle of the round.

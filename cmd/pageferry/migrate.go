@@ -35,7 +35,7 @@ func (o *migrateOptions) flags(cmd *cobra.Command) {
 	f.StringVar(&o.mode, "mode", "auto", "when the pages move: hybrid (before and after the switch), precopy, postcopy or stop; auto is postcopy")
 	f.StringVar(&o.trap, "trap", "auto", "what traps pages that are not here yet: uffd")
 	f.StringVar(&o.transport, "transport", "auto", "what carries the pages: tcp")
-	f.StringVar(&o.compress, "compress", "auto", "none; auto is none")
+	f.StringVar(&o.compress, "compress", "auto", "auto (what gets across sooner), lz4 (all that shrinks) or none")
 	f.StringVar(&o.maxDowntime, "max-downtime", "", "how long the program may stand still at the switch, such as 50ms; with hybrid and precopy")
 	f.Float64Var(&o.throttle, "throttle", 0, "how much of its time the program may be kept from running so that precopy converges, 0 to 0.99")
 	f.StringVar(&o.maxBandwidth, "max-bandwidth", "", "of all page lanes together, as in 10Gbit or 500MiB per second, headers of packets included; none takes back the daemon's default; demand faults may go a quarter above it")
@@ -50,7 +50,7 @@ func (o *migrateOptions) flags(cmd *cobra.Command) {
 	complete("mode", "auto", "hybrid", "precopy", "postcopy", "stop")
 	complete("trap", "auto", "uffd")
 	complete("transport", "auto", "tcp")
-	complete("compress", "auto", "none")
+	complete("compress", "auto", "lz4", "none")
 	complete("tcp", "refuse", "close")
 	complete("pidns", "auto", "host", "new")
 	complete("on-source-exit", "kill", "exit0", "stop-unit")
@@ -100,7 +100,7 @@ func (o *migrateOptions) request() (appliance.MigrateRequest, error) {
 	}
 	r.Mode, r.Trap, r.Transport = o.mode, o.trap, o.transport
 	r.TCP, r.PIDNS, r.OnSourceExit = o.tcp, o.pidns, o.onSourceExit
-	r.MaxBandwidth, r.Lanes = o.maxBandwidth, o.lanes
+	r.MaxBandwidth, r.Lanes, r.Compress = o.maxBandwidth, o.lanes, o.compress
 	return r, nil
 }
 

@@ -33,6 +33,9 @@ type lane struct {
 
 	// The receiver's own.
 	pages wire.Pages
+	dec   *codec.Decoder
+	rooms *transport.Pool
+	room  *transport.Buffer // of the decoder, from rooms
 	fails int
 }
 
@@ -59,6 +62,7 @@ func (l *lane) run() {
 		}
 	}
 	err := l.receive()
+	l.free()
 	l.tl.Close()
 	if why := l.why.Load(); why != nil {
 		err = *why
@@ -126,26 +130,30 @@ func (l *lane) take(fr transport.Frame) error {
 	if req == nil {
 		return fmt.Errorf("%w: an answer to what was not asked", transport.ErrDamaged)
 	}
-	if err := codec.Verify(data, p.Sums); err != nil {
-		f.st.Add(pagestore.Bad, 1)
-		return fmt.Errorf("%w: %w", transport.ErrDamaged, err)
-	}
 	if err := l.came(req, p.Runs, fr.Flags&wire.FlagLast != 0); err != nil {
 		return err
 	}
 	if !l.urgent {
 		l.pump() // so that the source has something to do while these are placed
 	}
+	if err := l.decoder(p); err != nil {
+		return err
+	}
+	l.dec.Begin(p, data)
 	for i, run := range p.Runs {
+		content, err := l.dec.Next()
+		if err != nil {
+			f.st.Add(pagestore.Bad, 1)
+			err = fmt.Errorf("%w: %w", transport.ErrDamaged, err)
+		}
 		r := run.Range()
 		// A run may cross from one range of the source into the next.
-		var err error
 		req.src.Each(r, func(part page.Range, first int) {
 			if err == nil {
 				off := part.Start - r.Start
 				var d []byte
-				if run.Kind == wire.RunData {
-					d = data[off : off+page.Addr(part.Bytes())]
+				if content != nil {
+					d = content[off : off+page.Addr(part.Bytes())]
 				}
 				err = l.place(req, run.Kind, part, first, d)
 			}
@@ -158,11 +166,37 @@ func (l *lane) take(fr transport.Frame) error {
 			f.mu.Unlock()
 			return err
 		}
-		if run.Kind == wire.RunData {
-			data = data[r.Bytes():]
-		}
 	}
 	return nil
+}
+
+// decoder sees to it that there is one, and that it has room of its own for what
+// is encoded: what is placed must not be memory of the Go heap.
+func (l *lane) decoder(p *wire.Pages) error {
+	if l.dec == nil {
+		l.dec = codec.NewDecoder(l.f)
+	}
+	if len(p.Lengths) == 0 || l.room != nil {
+		return nil
+	}
+	pool, err := transport.NewPool(1, wire.MaxBlockPages*page.Size)
+	if err != nil {
+		return err
+	}
+	l.rooms, l.room = pool, pool.Get(wire.MaxBlockPages*page.Size, nil)
+	l.dec.SetScratch(l.room.Bytes())
+	return nil
+}
+
+// free gives that room back.
+func (l *lane) free() {
+	if l.room != nil {
+		l.room.Release()
+		l.room = nil
+		if err := l.rooms.Close(); err != nil {
+			l.f.log.Error("page lane kept buffers", "err", err)
+		}
+	}
 }
 
 // came takes runs that have arrived off what is owed. On error nothing of them
@@ -211,10 +245,10 @@ func (l *lane) place(req *request, kind wire.RunKind, r page.Range, first int, d
 	f, src := l.f, req.src
 	n := r.Pages()
 	var err error
-	switch kind {
-	case wire.RunData:
+	switch {
+	case kind.Content():
 		_, err = req.placer.Place(src.ID(), r, data)
-	case wire.RunZero:
+	case kind == wire.RunZero:
 		var k int
 		k, err = req.placer.Zero(src.ID(), r)
 		f.st.Add(pagestore.Zeros, uint64(k))

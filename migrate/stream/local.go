@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/pageferry/pageferry/codec"
 	"github.com/pageferry/pageferry/transport"
 	"github.com/pageferry/pageferry/wire"
 )
@@ -13,7 +14,7 @@ import (
 // for pages that come from a file on this host. Payloads come from pool.
 func NewLocalLane(id transport.LaneID, reader PageReader, pool *transport.Pool) transport.Lane {
 	l := &localLane{id: id, done: make(chan struct{}), wants: make(chan []byte, 64)}
-	l.answer = answer{reader: reader, pool: pool, done: l.done}
+	l.answer = answer{reader: reader, pool: pool, done: l.done, enc: codec.NewEncoder(codec.EncoderConfig{})}
 	return l
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/pageferry/pageferry/codec"
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/pagestore"
 	"github.com/pageferry/pageferry/transport"
@@ -20,6 +21,9 @@ type Round struct {
 	Store  *pagestore.Store
 	Placer Placer
 	Order  Order // default: by address
+	// Reader reads what was placed, in this round or one before it: pages may be
+	// sent as what has changed of them, or as equal to others. Nil: they may not.
+	Reader codec.Reader
 }
 
 // work is what the fetcher is at: its own store, or a round.
@@ -28,6 +32,19 @@ type work struct {
 	placer Placer
 	order  Order
 	done   chan struct{} // of a round: closed when nothing is missing
+	reader codec.Reader
+}
+
+// errStands: see ReadPages.
+var errStands = errors.New("stream: a page that stands on others, outside of a round")
+
+// ReadPages reads for the decoders of the lanes what pages stand on.
+func (f *Fetcher) ReadPages(space page.Space, first page.Num, buf []byte) error {
+	r := f.now.Load().reader
+	if r == nil {
+		return errStands
+	}
+	return r.ReadPages(space, first, buf)
 }
 
 // Round fetches every page of r.Store and returns when it has placed them, or ctx
@@ -37,7 +54,7 @@ func (f *Fetcher) Round(ctx context.Context, r Round) error {
 	if r.Order == nil {
 		r.Order = HotEagerAscending
 	}
-	w := &work{r.Store, r.Placer, r.Order, make(chan struct{})}
+	w := &work{r.Store, r.Placer, r.Order, make(chan struct{}), r.Reader}
 	f.mu.Lock()
 	own := f.now.Load()
 	switch {

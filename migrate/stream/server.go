@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"runtime"
 	"slices"
+	"time"
 
 	"github.com/pageferry/pageferry/codec"
 	"github.com/pageferry/pageferry/page"
@@ -40,13 +41,17 @@ type ServerConfig struct {
 	// Limiter says when a frame may go; others may share it. Default nil: none.
 	// Frames are cut so small that the limit holds in every second.
 	Limiter *pace.Limiter
-	Log     *slog.Logger // nil discards
+	// Compress is what is compressed. Default: what gets across sooner.
+	Compress codec.Mode
+	Log      *slog.Logger // nil discards
 }
 
-// Server answers requests for pages. It keeps nothing about them.
+// Server answers requests for pages. It keeps nothing about them but what saves
+// sending them again; see Round.
 type Server struct {
-	cfg  ServerConfig
-	pool *transport.Pool
+	cfg      ServerConfig
+	pool     *transport.Pool
+	compress *compression
 }
 
 // NewServer sets the server's buffers aside; Close gives them back.
@@ -67,7 +72,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{cfg, pool}, nil
+	return &Server{cfg, pool, newCompression(cfg.Compress)}, nil
 }
 
 // Serve answers what comes on lane until it ends or ctx does, and closes it.
@@ -91,8 +96,10 @@ func (s *Server) Serve(ctx context.Context, lane transport.Lane) error {
 }
 
 func (s *Server) serve(ctx context.Context, lane transport.Lane) error {
-	a := answer{reader: s.cfg.Reader, pool: s.pool, done: ctx.Done(), limit: s.cfg.Limiter}
+	p := s.compress.newGauge(lane.ID())
+	a := answer{reader: s.cfg.Reader, pool: s.pool, done: ctx.Done(), limit: s.cfg.Limiter, enc: p.enc}
 	for {
+		waits := time.Now()
 		f, err := lane.Recv()
 		if err != nil {
 			return err
@@ -111,6 +118,7 @@ func (s *Server) serve(ctx context.Context, lane transport.Lane) error {
 		if err := a.begin(f.Meta); err != nil {
 			return fmt.Errorf("%w: %w", transport.ErrDamaged, err)
 		}
+		p.asked(waits)
 		for a.more() {
 			f, err := a.next()
 			if err != nil {
@@ -119,9 +127,14 @@ func (s *Server) serve(ctx context.Context, lane transport.Lane) error {
 			if f.Type == wire.TypeRefuse {
 				s.cfg.Log.Warn("pages refused", "lane", lane.ID().Kind, "reason", a.refusal)
 			}
+			bytes := len(f.Meta)
+			if f.Payload != nil {
+				bytes += f.Payload.Len()
+			}
 			if err := s.sendPaced(ctx, lane, f); err != nil {
 				return err
 			}
+			p.sent(bytes, a.took)
 		}
 	}
 }
@@ -137,6 +150,8 @@ type answer struct {
 	limit   *pace.Limiter
 	want    wire.Want
 	refusal error
+	enc     *codec.Encoder
+	took    time.Duration // encoding the last frame
 
 	pages  wire.Pages
 	ranges []page.Range
@@ -181,7 +196,10 @@ func (a *answer) next() (transport.Frame, error) {
 		a.meta = wire.AppendRefuse(a.meta[:0], wire.Refuse{ID: a.want.ID, Code: code, Text: err.Error()})
 		return transport.Frame{Type: wire.TypeRefuse, Meta: a.meta}, nil
 	}
-	a.mark(space, buf)
+	begin := time.Now()
+	a.pages.ID = a.want.ID
+	buf.SetLen(a.enc.Encode(&a.pages, space, a.ranges, buf.Bytes()))
+	a.took = time.Since(begin)
 	f := transport.Frame{Type: wire.TypePages, Payload: buf}
 	if len(a.want.Runs) == 0 {
 		f.Flags = wire.FlagLast
@@ -193,33 +211,4 @@ func (a *answer) next() (transport.Frame, error) {
 		f.Payload = nil
 	}
 	return f, nil
-}
-
-// mark takes the zero pages out of buf, which holds a.ranges, and describes what
-// is left in a.pages.
-func (a *answer) mark(space page.Space, buf *transport.Buffer) {
-	p := &a.pages
-	p.ID, p.Runs, p.Sums = a.want.ID, p.Runs[:0], p.Sums[:0]
-	data, keep := buf.Bytes(), 0
-	at := 0
-	for _, r := range a.ranges {
-		for first := r.Start.Page(); first < r.End.Page(); {
-			left := data[at : at+int((r.End.Page()-first)<<page.Shift)]
-			zero, n := codec.Run(left)
-			run := wire.Run{Space: space, Kind: wire.RunZero, Count: uint32(n), First: first}
-			if !zero {
-				run.Kind = wire.RunData
-				d := left[:n<<page.Shift]
-				if keep != at {
-					copy(data[keep:], d)
-				}
-				p.Sums = codec.AppendSums(p.Sums, data[keep:keep+len(d)])
-				keep += len(d)
-			}
-			p.Runs = append(p.Runs, run)
-			first += page.Num(n)
-			at += n << page.Shift
-		}
-	}
-	buf.SetLen(keep)
 }
