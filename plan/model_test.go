@@ -79,3 +79,23 @@ func TestPredict(t *testing.T) {
 		}
 	}
 }
+
+// Of what a uniform writer wrote, that part is written again which it writes of all; a
+// sequential one comes back only when it is through.
+func TestAgain(t *testing.T) {
+	in := Inputs{Memory: 4 * gib}
+	for _, s := range []time.Duration{100, 500, 1000, 2000, 4000} {
+		d := s * time.Millisecond
+		in.Curve.Add(Point{d, uint64(gib * (1 - math.Exp(-d.Seconds())))})
+	}
+	if got, want := in.again(time.Second, 2*time.Second, 0), 1-math.Exp(-2); math.Abs(got-want) > 0.05 {
+		t.Errorf("uniform: %.2f are written again, want %.2f", got, want)
+	}
+	if got, want := in.again(time.Second, 2*time.Second, 0.5), 1-math.Exp(-1); math.Abs(got-want) > 0.05 {
+		t.Errorf("uniform at half the speed: %.2f are written again, want %.2f", got, want)
+	}
+	in.Curve = curve(Point{time.Second, gib}, Point{4 * time.Second, 4 * gib})
+	if got := in.again(time.Second, 2*time.Second, 0); got > 0.01 {
+		t.Errorf("sequential: %.2f are written again before it is through", got)
+	}
+}

@@ -43,6 +43,7 @@ func TestRoundsEnd(t *testing.T) {
 		// An adversary that keeps the remainder just below what counts as
 		// progress, or throws dice.
 		shrink := 0.8 + 0.3*r.Float64()
+		bound := 2*(math.Log(float64(memory)/page.Size)/math.Log(1/productive)+2+10) + 3
 		n, throttle := 0, 0.0
 		for {
 			d := x.Next(m)
@@ -77,11 +78,9 @@ func TestRoundsEnd(t *testing.T) {
 			}
 			m.Held = r.Uint64N(next + 1)
 			m.Dirty = next - m.Held
-			n++
-		}
-		productive := math.Log(float64(memory)/page.Size)/math.Log(1/productive) + 2
-		if bound := 2*(productive+10) + 3; float64(n) > bound {
-			t.Fatalf("%d rounds of %d pages, at most %.0f are possible", n, memory/page.Size, bound)
+			if n++; float64(n) > bound {
+				t.Fatalf("%d rounds of %d pages, at most %.0f are possible", n, memory/page.Size, bound)
+			}
 		}
 		most = max(most, n)
 	}
