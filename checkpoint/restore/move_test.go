@@ -271,6 +271,12 @@ func (s *server) resident(t *testing.T) {
 // has every lazy page that the program did not ask for.
 func move(t *testing.T, p *testutil.Process, adapt func(*Config)) *server {
 	t.Helper()
+	return moveLaid(t, p, adapt, nil)
+}
+
+// moveLaid calls land with the skeleton before it is rebuilt.
+func moveLaid(t *testing.T, p *testutil.Process, adapt func(*Config), land func(*Skeleton, *snapshot)) *server {
+	t.Helper()
 	cfg := config(t)
 	if adapt != nil {
 		adapt(&cfg)
@@ -280,9 +286,16 @@ func move(t *testing.T, p *testutil.Process, adapt func(*Config)) *server {
 	trap := serve(sn)
 	steps := map[string]time.Time{}
 	cfg.KillPoint = func(name string) { steps[name] = time.Now() }
+	if land != nil {
+		cfg.PID, cfg.PGID, cfg.SID = sn.img.Processes[0].PID, sn.img.Processes[0].PGID, sn.img.Processes[0].SID
+		cfg.Monotonic, cfg.Boottime = sn.img.Monotonic, sn.img.Boottime
+	}
 	s, err := Prepare(ctx, cfg)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if land != nil {
+		land(s, sn)
 	}
 	begin := time.Now()
 	if err := s.Rebuild(ctx, sn.img, sn.mem, trap); err != nil {

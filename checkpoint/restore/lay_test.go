@@ -1,0 +1,200 @@
+package restore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pageferry/pageferry/checkpoint/image"
+	"github.com/pageferry/pageferry/internal/testutil"
+	"github.com/pageferry/pageferry/page"
+	"github.com/pageferry/pageferry/proc"
+)
+
+// lander writes pages into a skeleton as a pager does.
+type lander struct {
+	t   *testing.T
+	s   *Skeleton
+	ctx context.Context
+}
+
+func (l *lander) lay(vmas []image.VMA) {
+	l.t.Helper()
+	if err := l.s.Lay(l.ctx, vmas); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+func (l *lander) write(r page.Range, data []byte) {
+	l.t.Helper()
+	local := []unix.Iovec{{Base: &data[0], Len: uint64(len(data))}}
+	remote := []unix.RemoteIovec{{Base: uintptr(r.Start), Len: len(data)}}
+	if n, err := unix.ProcessVMWritev(l.s.PID(), local, remote, 0); err != nil || n != len(data) {
+		l.t.Fatalf("write %v: %d, %v", r, n, err)
+	}
+	set := page.NewSet(r)
+	if err := l.s.Holds(&set); err != nil {
+		l.t.Fatal(err)
+	}
+	if err := l.s.Land(set); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// TestLand lands most pages of real programs before the image comes, some of them
+// right, some stale, some in mappings that go away again. The programs must not
+// find a stale page, and those that were right must not be asked for.
+func TestLand(t *testing.T) {
+	require(t)
+	programs := map[string]func(t *testing.T) (*testutil.Process, func()){
+		"redis": func(t *testing.T) (*testutil.Process, func()) {
+			r := testutil.RedisWith(t, testutil.RedisConfig{TCP: true})
+			r.Populate(20000, 200)
+			want := r.Digest()
+			return r.Process, func() {
+				if got := r.Digest(); got != want {
+					t.Errorf("its data has digest %s, want %s", got, want)
+				}
+			}
+		},
+		"everything": func(t *testing.T) (*testutil.Process, func()) {
+			p := testutil.StartEverything(t, testutil.ProgramConfig{Recorder: testutil.NewRecorder(t)})
+			return p.Process, func() { p.Beat(3); p.Check() }
+		},
+		"go": func(t *testing.T) (*testutil.Process, func()) {
+			p := testutil.StartGo(t, testutil.ProgramConfig{Recorder: testutil.NewRecorder(t)})
+			return p.Process, func() { p.Beat(3); p.Check() }
+		},
+	}
+	for name, start := range programs {
+		t.Run(name, func(t *testing.T) {
+			testutil.NoLeaks(t)
+			seed := rand.Uint64()
+			t.Logf("seed %d", seed)
+			rng := rand.New(rand.NewPCG(seed, 1))
+			p, check := start(t)
+			var kept, stale, lazy uint64
+			trap := moveLaid(t, p, nil, func(s *Skeleton, sn *snapshot) {
+				lazy = sn.mem[0].Lazy.Pages()
+				kept, stale = landSome(&lander{t, s, timed(t)}, rng, sn)
+			})
+			if kept == 0 || stale == 0 {
+				t.Fatalf("%d right and %d stale pages were landed", kept, stale)
+			}
+			var asked uint64
+			for _, g := range trap.segs {
+				asked += g.Bytes() >> page.Shift
+			}
+			check()
+			trap.resident(t)
+			check()
+			if asked > lazy-kept {
+				t.Errorf("%d pages were missing of %d, of which %d had landed", asked, lazy, kept)
+			}
+		})
+	}
+}
+
+// landSome lands pages of sn at random in three rounds.
+func landSome(l *lander, rng *rand.Rand, sn *snapshot) (kept, stale uint64) {
+	p := &sn.img.Processes[0]
+	var vmas []image.VMA
+	for i := range p.VMAs {
+		if v := p.VMAs[i]; lies(&v) && sn.mem[0].Lazy.BytesIn(v.Range) > 0 {
+			vmas = append(vmas, v)
+		}
+	}
+	// A mapping that the process will not have, across the vdso that the seed came
+	// with and the stub area, and another where one of its own will be.
+	ms, err := proc.ReadMaps(l.s.PID())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	wrong := []image.VMA{
+		{Range: page.Range{Start: vmas[0].Start, End: vmas[0].Start + page.Size}, Kind: image.VMAAnon, Flags: []string{"nr"}},
+		{Range: page.Range{Start: seedArea.Start, End: seedArea.Start + 1<<20}, Kind: image.VMAAnon},
+		{Range: vdsoAmong(ms).span(), Kind: image.VMAAnon},
+	}
+	slices.SortFunc(wrong, func(a, b image.VMA) int { return int(int64(a.Start) - int64(b.Start)) })
+	l.lay(wrong)
+	for _, v := range wrong {
+		l.write(page.PageOf(v.Start), bytes.Repeat([]byte{0xee}, page.Size))
+	}
+	l.lay(vmas[:1+rng.IntN(len(vmas))])
+	l.lay(vmas)
+	gone := page.NewSet()
+	for i, r := range sn.ranges {
+		for at := r.Start; at < r.End; at += page.Size {
+			one := page.PageOf(at)
+			if !sn.mem[0].Lazy.Contains(at) || !slices.ContainsFunc(vmas, func(v image.VMA) bool { return v.Contains(at) }) {
+				continue
+			}
+			switch content := sn.content[i][at-r.Start:][:page.Size]; rng.IntN(5) {
+			case 0: // never
+			case 1: // stale
+				l.write(one, bytes.Repeat([]byte{0xdd}, page.Size))
+				sn.mem[0].Dirty.Add(one)
+				stale++
+			case 2: // given up early
+				l.write(one, bytes.Repeat([]byte{0xcc}, page.Size))
+				gone.Add(one)
+			default:
+				l.write(one, content)
+				kept++
+			}
+		}
+	}
+	// And one that has no content any more.
+	if hole, ok := holeIn(vmas, &sn.mem[0].Lazy); ok {
+		l.write(hole, bytes.Repeat([]byte{0xbb}, page.Size))
+		stale++
+	}
+	if err := l.s.Drop(gone); err != nil {
+		l.t.Fatal(err)
+	}
+	return kept, stale
+}
+
+// holeIn is a page of some mapping that is not in set.
+func holeIn(vmas []image.VMA, set *page.Set) (page.Range, bool) {
+	for i := range vmas {
+		if gs := set.Gaps(vmas[i].Range); len(gs) > 0 {
+			return page.PageOf(gs[0].Start), true
+		}
+	}
+	return page.Range{}, false
+}
+
+// TestLandRefuses: what cannot be, and what comes too late.
+func TestLandRefuses(t *testing.T) {
+	require(t)
+	testutil.NoLeaks(t)
+	cfg := config(t)
+	ctx := timed(t)
+	s, err := Prepare(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vmas := []image.VMA{{Range: page.Range{Start: 0x10000, End: 0x20000}, Kind: image.VMAAnon}}
+	if err := s.Lay(ctx, vmas); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("without a process: %v", err)
+	}
+	if err := s.Abort(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Lay(ctx, vmas); !errors.Is(err, ErrState) {
+		t.Errorf("after the abort: %v", err)
+	}
+	if err := s.Drop(page.NewSet(vmas[0].Range)); !errors.Is(err, ErrState) {
+		t.Errorf("drop after the abort: %v", err)
+	}
+	all := page.NewSet(vmas[0].Range)
+	if err := s.Holds(&all); err == nil {
+		t.Error("pages outside of every mapping are held")
+	}
+}
