@@ -56,7 +56,7 @@ func (native) NewSourceProcess(pid int, opts SourceOptions) (migrate.Process, mi
 		s.Close()
 		return nil, migrate.Offer{}, err
 	}
-	return &process{s: s, pid: pid, opts: opts, log: logger(opts.Logger)}, o, nil
+	return newProcess(s, pid, opts), o, nil
 }
 
 func (native) AdoptSource(ctx context.Context, id transport.MigrationID, pid int, opts SourceOptions) (migrate.Process, error) {
@@ -78,7 +78,7 @@ func (native) AdoptSource(ctx context.Context, id transport.MigrationID, pid int
 		}
 		return nil, err
 	}
-	return &process{s: s, pid: pid, opts: opts, log: logger(opts.Logger)}, nil
+	return newProcess(s, pid, opts), nil
 }
 
 func logger(l *slog.Logger) *slog.Logger {
@@ -104,6 +104,12 @@ type process struct {
 	tracking
 }
 
+func newProcess(s *checkpoint.Session, pid int, opts SourceOptions) *process {
+	p := &process{s: s, pid: pid, opts: opts, log: logger(opts.Logger)}
+	p.slow = throttle{p: s, log: p.log}
+	return p
+}
+
 // Isolate is called right before Freeze, so what that would read first is read
 // here: the process still runs.
 func (p *process) Isolate(ctx context.Context) error {
@@ -114,6 +120,7 @@ func (p *process) Isolate(ctx context.Context) error {
 }
 
 func (p *process) Freeze(ctx context.Context) (migrate.State, error) {
+	p.slow.set(0)
 	begin := time.Now()
 	if err := p.s.Freeze(ctx); err != nil {
 		return migrate.State{}, gone(err)

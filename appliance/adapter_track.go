@@ -20,6 +20,13 @@ type tracking struct {
 	// written is what the walk at the freeze found: set by the time that the rest
 	// of the map of memory is there.
 	written page.Set
+	slow    throttle
+}
+
+// Throttle stops the process for that part of its time.
+func (p *process) Throttle(part float64) error {
+	p.slow.set(part)
+	return nil
 }
 
 // Track makes the process open the tracker's userfaultfd.
@@ -37,6 +44,7 @@ func (p *process) Track(ctx context.Context) (string, error) {
 
 // untrack ends that. Nothing of it is left in the process.
 func (p *process) untrack() {
+	p.slow.set(0)
 	if p.tracker == nil {
 		return
 	}

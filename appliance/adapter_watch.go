@@ -17,7 +17,7 @@ import (
 func (a *arrival) watch(p *pager.Client) {
 	for ev := range p.Events() {
 		a.mu.Lock()
-		if ev.Stats.PagesTotal != 0 && !a.record.Gone { // what is poisoned counts as resident
+		if ev.Stats.PagesTotal+ev.Stats.PagesLanded != 0 && !a.record.Gone { // what is poisoned counts as resident
 			a.stats = ev.Stats
 		}
 		a.mu.Unlock()

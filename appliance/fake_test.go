@@ -146,6 +146,7 @@ func (p *fakeProcess) Track(ctx context.Context) (string, error) {
 func (p *fakeProcess) Look(ctx context.Context) (migrate.Look, error) {
 	return migrate.Look{Layout: []byte("layout")}, p.e.step(ctx, "look")
 }
+func (p *fakeProcess) Throttle(float64) error           { return nil }
 func (p *fakeProcess) Peek(*page.Set) (page.Set, error) { return page.Set{}, nil }
 func (p *fakeProcess) Freeze(ctx context.Context) (migrate.State, error) {
 	return migrate.State{Image: []byte("image")}, p.e.step(ctx, "freeze")

@@ -18,6 +18,7 @@ func (goneProcess) Track(context.Context) (string, error) { return "", migrate.E
 func (goneProcess) Look(context.Context) (migrate.Look, error) {
 	return migrate.Look{}, migrate.ErrGone
 }
+func (goneProcess) Throttle(float64) error           { return migrate.ErrGone }
 func (goneProcess) Peek(*page.Set) (page.Set, error) { return page.Set{}, migrate.ErrGone }
 func (goneProcess) Freeze(context.Context) (migrate.State, error) {
 	return migrate.State{}, migrate.ErrGone

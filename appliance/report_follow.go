@@ -44,6 +44,7 @@ func (r *Report) result(s migrate.Result) {
 	}
 	r.Saved = s.Saved
 	r.PagesCompressed = s.Saved.LZ4.Pages + s.Saved.Delta.Pages
+	r.Throttle = s.Throttle
 	r.Tracker, r.SwitchReason = s.Tracker, s.Switch
 	r.Faults = Faults(s.Faults)
 }

@@ -35,7 +35,7 @@ func (s *Session) Survey() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	err := s.usable()
-	if err == nil && !s.held && len(s.threads) == 0 {
+	if err == nil && !s.held {
 		s.survey, err = takeSurvey(s.pid)
 	}
 	if err != nil {
@@ -135,13 +135,21 @@ func (s *Session) freeze(ctx context.Context) error {
 		}
 		s.mem.Store(m)
 	}
+	if err = s.stop(ctx); err != nil {
+		return err
+	}
+	if err = s.sameProgram(); err != nil {
+		_ = s.letGo()
+	}
+	return err
+}
+
+// stop makes every thread stand still in the tracer's hands. On error all run on.
+func (s *Session) stop(ctx context.Context) (err error) {
 	if s.tr == nil {
 		s.tr = proc.NewTracer()
 	}
 	s.tr.Do(func() { err = s.seizeAll(ctx) })
-	if err == nil {
-		err = s.sameProgram()
-	}
 	if err != nil {
 		_ = s.letGo()
 	}

@@ -69,6 +69,10 @@ type Process interface {
 	// Peek returns those of pages that have been written since the last Look. It
 	// may return too few.
 	Peek(pages *page.Set) (page.Set, error)
+	// Throttle keeps the running process from running for that part of its time, 0
+	// to below 1, until it is called again, or Freeze, Thaw or Close is, or this
+	// program ends.
+	Throttle(part float64) error
 	// Freeze stops every thread and captures. On error the process runs on. What
 	// costs time for each GiB is read before, by Isolate; it may be called again
 	// for that, shortly before.

@@ -13,7 +13,7 @@ func SourceKillPoints() []string {
 		[]string{"preparing", "committed", "serving", "resident", "aborted", "in-doubt", "lost", "remove"},
 		[]string{"offer", "land", "state", "memory", "commit", "done", "abort", "resume"},
 		[]string{"hello", "accept", "refuse", "landed", "ready", "running", "resident", "settled", "aborted", "resume-ack", "retry", "lost"},
-		[]string{"open", "isolate", "track", "look", "freeze", "scan", "hold", "before-commit", "at-switch", "reopen", "thaw", "source-exit", "kill"},
+		[]string{"open", "isolate", "track", "look", "throttle", "freeze", "scan", "hold", "before-commit", "at-switch", "reopen", "thaw", "source-exit", "kill"},
 		"source/dial/before", "source/dial/after")
 }
 

@@ -79,6 +79,15 @@ func (p *fakeProcess) Look(ctx context.Context) (l Look, err error) {
 	return l, err
 }
 
+func (p *fakeProcess) Throttle(part float64) error {
+	return p.op("throttle", func(w *world) error {
+		if part < 0 || part >= 1 {
+			w.violate("throttled by %v", part)
+		}
+		return nil
+	})
+}
+
 func (p *fakeProcess) Peek(pages *page.Set) (page.Set, error) {
 	p.l.w.mu.Lock()
 	defer p.l.w.mu.Unlock()

@@ -98,7 +98,9 @@ type Result struct {
 	// Tracker is how dirty pages were found, and Switch why the rounds ended.
 	Tracker string `json:"tracker,omitempty"`
 	Switch  string `json:"switch_reason,omitempty"`
-	Faults  Faults `json:"faults"`
+	// Throttle is how much of its time the program was kept from running, at most.
+	Throttle float64 `json:"throttle,omitempty"`
+	Faults   Faults  `json:"faults"`
 }
 
 // Progress is a snapshot of a migration that goes on.

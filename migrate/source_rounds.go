@@ -40,6 +40,8 @@ type rounds struct {
 	clean   page.Set // those of them that are right, as far as the last look knows
 	last    Round
 	batches uint32 // LANDs so far
+
+	throttle float64
 }
 
 // precopy copies memory while the process runs, until it is time to switch. It
@@ -130,6 +132,13 @@ func (r *rounds) round(ctx context.Context, n int) (more bool, err error) {
 		Dirty: send.Bytes(), Held: held.Bytes(), State: state,
 	})
 	r.tell(n, todo.Pages(), d)
+	if d.Throttle != r.throttle {
+		r.throttle = d.Throttle
+		r.s.res.Throttle = max(r.s.res.Throttle, d.Throttle)
+		if err := r.s.engine("throttle", func() error { return r.s.cfg.Process.Throttle(d.Throttle) }); err != nil {
+			return false, err
+		}
+	}
 	switch d.Action {
 	case plan.Round:
 	case plan.GiveUp:
@@ -215,7 +224,7 @@ func (r *rounds) land(ctx context.Context, b Batch) error {
 
 // awaitLanded waits for the end of a batch, as long as it gets on.
 func (s *Source) awaitLanded(ctx context.Context, c *control) (*landedMsg, error) {
-	var last uint64
+	last := s.Progress().PagesLanded
 	for {
 		one, stop := context.WithTimeoutCause(ctx, s.t.Ready, fmt.Errorf("%w: no page landed in %v", ErrStalled, s.t.Ready))
 		r, err := s.recv(one, c)
@@ -232,8 +241,10 @@ func (s *Source) awaitLanded(ctx context.Context, c *control) (*landedMsg, error
 		}
 		switch m := r.msg.(type) {
 		case *progressMsg:
+			s.landedMore(m.Stats.PagesLanded - min(last, m.Stats.PagesLanded))
 			last = m.Stats.PagesLanded
 		case *landedMsg:
+			s.landedMore(m.Stats.PagesLanded - min(last, m.Stats.PagesLanded))
 			s.note(m.Stats.arrival())
 			return m, nil
 		case *abortedMsg:
@@ -242,6 +253,14 @@ func (s *Source) awaitLanded(ctx context.Context, c *control) (*landedMsg, error
 			return nil, unexpected(r.msg, "landed")
 		}
 	}
+}
+
+// landedMore takes pages off what is left, for those who watch.
+func (s *Source) landedMore(pages uint64) {
+	s.mu.Lock()
+	s.progress.PagesLeft -= min(s.progress.PagesLeft, pages)
+	s.mu.Unlock()
+	s.tell("")
 }
 
 // giveUpStale makes the destination give up what is stale, where that is much: it

@@ -41,15 +41,19 @@ func (s *server) laneLost(id transport.LaneID, err error) {
 func (s *server) progress() {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
-	var last uint64
+	var last, landed uint64
 	for {
 		select {
 		case <-s.ctx.Done():
 			return
 		case <-tick.C:
 		}
-		if n := s.store.Missing(true); n != last {
-			last = n
+		n, l := s.store.Missing(true), s.landed.Load()
+		if r := s.landing.Load(); r != nil {
+			l += r.pages.Load()
+		}
+		if n != last || l != landed {
+			last, landed = n, l
 			s.tell(eventMsg{Kind: Progress, Stats: s.stats()})
 		}
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/pageferry/pageferry/appliance"
 	"github.com/pageferry/pageferry/cmd/pageferry/demo"
+	"github.com/pageferry/pageferry/migrate"
 )
 
 func (a *app) demoCommand() *cobra.Command {
@@ -27,6 +28,9 @@ and back. Everything is removed at the end, also after Ctrl-C.`,
 			}
 			if err := needRoot("the demo"); err != nil {
 				return err
+			}
+			if req.Mode == "auto" {
+				req.Mode = string(migrate.ModeHybrid)
 			}
 			cfg.Size, cfg.Request = uint64(size), req
 			if err := cfg.Validate(); err != nil {

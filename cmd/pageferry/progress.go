@@ -55,17 +55,37 @@ type lineProgress struct {
 	every time.Duration
 	now   func() time.Time
 	state string
+	round int
 	last  time.Time
 	speed rate
+}
+
+// roundText says where pre-copy is.
+func roundText(r appliance.Report) string {
+	text := fmt.Sprintf("round %d, %d pages left, %s/s", r.Round, r.PagesLeft, bytesText(r.WireRate))
+	if r.DirtyRate > 0 {
+		text += fmt.Sprintf(", dirtied %s/s", bytesText(r.DirtyRate))
+	}
+	if r.ExpectedMS > 0 {
+		text += fmt.Sprintf(", downtime now %.0f ms", r.ExpectedMS)
+	}
+	if r.Throttle > 0 {
+		text += fmt.Sprintf(", slowed by %.0f %%", 100*r.Throttle)
+	}
+	return text
 }
 
 func (p *lineProgress) update(r appliance.Report) {
 	now := p.now()
 	speed := p.speed.update(r.BytesWire, now)
-	if r.Finished() || (r.State == p.state && now.Sub(p.last) < p.every) {
+	if r.Finished() || (r.State == p.state && r.Round == p.round && now.Sub(p.last) < p.every) {
 		return
 	}
-	p.state, p.last = r.State, now
+	p.state, p.round, p.last = r.State, r.Round, now
+	if r.Round > 0 && r.State == "tracking" {
+		fmt.Fprintf(p.w, "%-10s %s\n", r.State, roundText(r))
+		return
+	}
 	if r.PagesTotal == 0 {
 		fmt.Fprintf(p.w, "%-10s %s (pid %d) to %s%s\n", r.State, r.Comm, r.SourcePID, r.Peer, atMost(r))
 		return
@@ -87,7 +107,9 @@ type barProgress struct {
 
 func (p *barProgress) update(r appliance.Report) {
 	text := fmt.Sprintf("%s (pid %d) %s ", r.Comm, r.SourcePID, r.State)
-	if speed := p.speed.update(r.BytesWire, time.Now()); speed > 0 {
+	if r.Round > 0 && r.State == "tracking" {
+		text += roundText(r) + " "
+	} else if speed := p.speed.update(r.BytesWire, time.Now()); speed > 0 {
 		text += bytesText(speed) + "/s "
 	}
 	if r.MaxBandwidth != 0 {

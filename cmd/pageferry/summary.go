@@ -39,6 +39,18 @@ func printSummary(w io.Writer, r appliance.Report) {
 	if r.TotalMS > 0 {
 		row("total", "%.0f ms", r.TotalMS)
 	}
+	for _, x := range r.Rounds {
+		if len(r.Rounds) > 1 {
+			row(fmt.Sprintf("round %d", x.Round), "%d pages, %s in %.0f ms, %d written meanwhile", x.Pages, bytesText(float64(x.BytesWire)), x.MS, x.DirtyPages)
+		}
+	}
+	if r.SwitchReason != "" {
+		row("then", "%s", r.SwitchReason)
+	}
+	if s := r.Saved; s.LZ4.Pages+s.Delta.Pages+s.Same.Pages > 0 {
+		row("compressed", "%d pages to %s, %d as what had changed (%s), %d equal to others", s.LZ4.Pages, bytesText(float64(s.LZ4.Bytes)),
+			s.Delta.Pages, bytesText(float64(s.Delta.Bytes)), s.Same.Pages)
+	}
 	if r.PagesTotal > 0 {
 		row("pages", "%d, of which %d zero, %d by fault, %d twice", r.PagesTotal, r.PagesZero, r.PagesFaulted, r.PagesDouble)
 		row("wire", "%s", bytesText(float64(r.BytesWire)))

@@ -73,63 +73,57 @@ func (c *compression) stats() (s codec.Stats) {
 	return s
 }
 
-// gauge measures what one lane carries, the time of its own codec taken off: what
-// it would carry if pages went as they are. A lane that waits to be asked waits for
-// the link or for the destination, in good order, but for pauses in which there is
-// nothing to send.
+// measured is what a lane may also be: it knows what the path carries for it.
+type measured interface{ DeliveryRate() float64 }
+
+// gauge tells a lane's encoder how fast the lane is. That the lane waits to be asked
+// says nothing about the link: the destination may be at work. So it is the
+// transport that says what the path carries; where it does not know, pages go as
+// they are.
 type gauge struct {
 	c       *compression
 	chooser *codec.Chooser
-	bulk    bool
 	enc     *codec.Encoder
+	lane    transport.Lane
 	id      uint8
-
-	since time.Time
-	bytes int
-	spent time.Duration // encoding
+	limit   float64 // of the lane, by the limiter; 0 for none
+	looked  time.Time
 }
 
-// Measured over at least this, and without pauses of more than that.
-const (
-	gaugeWindow = 20 * time.Millisecond
-	gaugePause  = 10 * time.Millisecond
-)
+// gaugeEvery is how often the transport is asked.
+const gaugeEvery = 20 * time.Millisecond
 
-// newGauge returns what encodes the pages of a lane.
-func (c *compression) newGauge(id transport.LaneID) *gauge {
-	p := &gauge{c: c, chooser: &codec.Chooser{Mode: c.mode}, bulk: id.Kind == transport.Bulk, id: id.Index}
-	if !p.bulk {
-		p.id = math.MaxUint8
+// newGauge returns what encodes the pages of a lane, which has limit bytes per second
+// of its own at most, 0 for any.
+func (c *compression) newGauge(lane transport.Lane, limit float64) *gauge {
+	g := &gauge{c: c, chooser: &codec.Chooser{Mode: c.mode}, lane: lane, limit: limit, id: lane.ID().Index}
+	if lane.ID().Kind == transport.Urgent {
+		g.id = math.MaxUint8
 	}
-	p.enc = codec.NewEncoder(codec.EncoderConfig{Chooser: p.chooser, Sent: c.sent, Twins: c.twins})
+	g.enc = codec.NewEncoder(codec.EncoderConfig{Chooser: g.chooser, Sent: c.sent, Twins: c.twins})
 	c.mu.Lock()
-	c.encoders = append(c.encoders, p.enc)
+	c.encoders = append(c.encoders, g.enc)
 	c.mu.Unlock()
-	return p
+	return g
 }
 
-// asked notes that a request has come after a wait since from.
-func (p *gauge) asked(from time.Time) {
+// asked is called with every request.
+func (g *gauge) asked() {
+	g.enc.SetRound(g.c.now(g.id))
 	now := time.Now()
-	if now.Sub(from) > gaugePause || p.since.IsZero() {
-		p.since, p.bytes, p.spent = now, 0, 0
-	}
-	p.enc.SetRound(p.c.now(p.id))
-}
-
-// sent notes a frame of which bytes went, and that encoding it took that long.
-func (p *gauge) sent(bytes int, encoding time.Duration) {
-	if !p.bulk { // answers to faults wait for nothing: they take the rate of the others
-		p.chooser.SetRate(math.Float64frombits(p.c.rate.Load()))
+	if now.Sub(g.looked) < gaugeEvery {
 		return
 	}
-	p.bytes += bytes
-	p.spent += encoding
-	if took := time.Since(p.since); took >= gaugeWindow {
-		rate := float64(p.bytes) / max(took-p.spent, gaugeWindow/100).Seconds()
-		p.chooser.SetRate(rate)
-		p.c.rate.Store(math.Float64bits(rate))
-		p.since, p.bytes, p.spent = time.Now(), 0, 0
+	g.looked = now
+	rate := g.limit
+	if m, ok := g.lane.(measured); ok {
+		if r := m.DeliveryRate(); r > 0 && (rate == 0 || r < rate) {
+			rate = r
+		}
+	}
+	if rate > 0 {
+		g.chooser.SetRate(rate)
+		g.c.rate.Store(math.Float64bits(rate))
 	}
 }
 

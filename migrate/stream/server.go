@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"runtime"
 	"slices"
-	"time"
 
 	"github.com/pageferry/pageferry/codec"
 	"github.com/pageferry/pageferry/page"
@@ -96,10 +95,9 @@ func (s *Server) Serve(ctx context.Context, lane transport.Lane) error {
 }
 
 func (s *Server) serve(ctx context.Context, lane transport.Lane) error {
-	p := s.compress.newGauge(lane.ID())
-	a := answer{reader: s.cfg.Reader, pool: s.pool, done: ctx.Done(), limit: s.cfg.Limiter, enc: p.enc}
+	g := s.compress.newGauge(lane, float64(s.cfg.Limiter.BytesPerSecond())/float64(max(1, s.cfg.Buffers-1)))
+	a := answer{reader: s.cfg.Reader, pool: s.pool, done: ctx.Done(), limit: s.cfg.Limiter, enc: g.enc}
 	for {
-		waits := time.Now()
 		f, err := lane.Recv()
 		if err != nil {
 			return err
@@ -118,7 +116,7 @@ func (s *Server) serve(ctx context.Context, lane transport.Lane) error {
 		if err := a.begin(f.Meta); err != nil {
 			return fmt.Errorf("%w: %w", transport.ErrDamaged, err)
 		}
-		p.asked(waits)
+		g.asked()
 		for a.more() {
 			f, err := a.next()
 			if err != nil {
@@ -127,14 +125,9 @@ func (s *Server) serve(ctx context.Context, lane transport.Lane) error {
 			if f.Type == wire.TypeRefuse {
 				s.cfg.Log.Warn("pages refused", "lane", lane.ID().Kind, "reason", a.refusal)
 			}
-			bytes := len(f.Meta)
-			if f.Payload != nil {
-				bytes += f.Payload.Len()
-			}
 			if err := s.sendPaced(ctx, lane, f); err != nil {
 				return err
 			}
-			p.sent(bytes, a.took)
 		}
 	}
 }
@@ -151,7 +144,6 @@ type answer struct {
 	want    wire.Want
 	refusal error
 	enc     *codec.Encoder
-	took    time.Duration // encoding the last frame
 
 	pages  wire.Pages
 	ranges []page.Range
@@ -196,10 +188,8 @@ func (a *answer) next() (transport.Frame, error) {
 		a.meta = wire.AppendRefuse(a.meta[:0], wire.Refuse{ID: a.want.ID, Code: code, Text: err.Error()})
 		return transport.Frame{Type: wire.TypeRefuse, Meta: a.meta}, nil
 	}
-	begin := time.Now()
 	a.pages.ID = a.want.ID
 	buf.SetLen(a.enc.Encode(&a.pages, space, a.ranges, buf.Bytes()))
-	a.took = time.Since(begin)
 	f := transport.Frame{Type: wire.TypePages, Payload: buf}
 	if len(a.want.Runs) == 0 {
 		f.Flags = wire.FlagLast

@@ -72,6 +72,15 @@ func (l *Lane) ID() transport.LaneID { return l.id }
 // Stream is what the lane runs on; whoever writes to it damages the lane.
 func (l *Lane) Stream() Stream { return l.stream }
 
+// DeliveryRate is what the path carries for this lane, in bytes per second, where
+// the stream knows it (its DeliveryRate says), else 0.
+func (l *Lane) DeliveryRate() float64 {
+	if r, ok := l.stream.(interface{ DeliveryRate() float64 }); ok {
+		return r.DeliveryRate()
+	}
+	return 0
+}
+
 // OnWire is what n bytes of a batch become on the network, where the stream knows
 // it (its OnWire says), else n.
 func (l *Lane) OnWire(n int) int {

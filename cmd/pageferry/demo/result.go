@@ -33,16 +33,28 @@ type Hop struct {
 // Print writes the table.
 func (r *Result) Print(w io.Writer) {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(tw, "hop\tmode\tmemory\ttotal\tclient downtime\tfreeze to running\tswitch\tMiB/s\tfaults\tp50\tp99\tzero\ttwice\t")
+	fmt.Fprintln(tw, "hop\tmode\tmemory\ttotal\trounds\tbefore the switch\tclient downtime\tfreeze to running\tMiB/s\tfaults\tp50\tp99\tzero\ttwice\t")
 	for _, h := range r.Hops {
 		p := h.Report
-		rate := "-"
-		if p.ResidentMS > 0 {
-			rate = fmt.Sprintf("%.0f", float64(p.PagesTotal)*4096/(1<<20)/(p.ResidentMS/1000))
+		var before, pages uint64
+		var took float64
+		for i, x := range p.Rounds {
+			if i < len(p.Rounds)-1 {
+				before += x.Pages
+			}
+			pages += x.Pages
+			took += x.MS
 		}
-		fmt.Fprintf(tw, "%s to %s\t%s\t%d MiB\t%.2f s\t%.1f ms\t%.1f ms\t%.1f ms\t%s\t%d\t%.0f us\t%.0f us\t%d\t%d\t\n",
-			h.From, h.To, p.Mode, p.BytesMemory>>20, p.TotalMS/1000, h.GapMS, p.DowntimeMS, p.SwitchMS,
-			rate, p.Faults.Count, p.Faults.P50us, p.Faults.P99us, p.PagesZero, p.PagesDouble)
+		rate, share := "-", "-"
+		if took > 0 {
+			rate = fmt.Sprintf("%.0f", float64(pages)*4096/(1<<20)/(took/1000))
+		}
+		if pages > 0 {
+			share = fmt.Sprintf("%.1f %%", 100*float64(before)/float64(pages))
+		}
+		fmt.Fprintf(tw, "%s to %s\t%s\t%d MiB\t%.2f s\t%d\t%s\t%.1f ms\t%.1f ms\t%s\t%d\t%.0f us\t%.0f us\t%d\t%d\t\n",
+			h.From, h.To, p.Mode, p.BytesMemory>>20, p.TotalMS/1000, len(p.Rounds), share, h.GapMS, p.DowntimeMS,
+			rate, p.Faults.Count, p.Faults.P50us, p.Faults.P99us, p.PagesZero, p.PagesResent)
 	}
 	_ = tw.Flush()
 	if r.OK {

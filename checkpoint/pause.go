@@ -1,0 +1,37 @@
+package checkpoint
+
+import (
+	"context"
+	"fmt"
+)
+
+// Pause stops every thread until Resume, by ptrace: should this program end, the
+// process runs on. Calls that it was in go on as if nothing had been.
+func (s *Session) Pause(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.pause(ctx); err != nil {
+		return &Error{"pause", s.pid, err}
+	}
+	return nil
+}
+
+func (s *Session) pause(ctx context.Context) error {
+	if err := s.usable(); err != nil {
+		return err
+	}
+	if s.held || len(s.threads) > 0 {
+		return fmt.Errorf("%w: frozen already", ErrState)
+	}
+	return s.stop(ctx)
+}
+
+// Resume lets a process run that Pause has stopped. Idempotent.
+func (s *Session) Resume() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.letGo(); err != nil && !s.running() {
+		return &Error{"resume", s.pid, err}
+	}
+	return nil
+}
