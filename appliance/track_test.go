@@ -30,13 +30,11 @@ func TestTrackRedis(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	f, err := s.Userfault(ctx, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tr, err := dirty.NewWPAsync(r.Pid(), f)
-	if err != nil {
-		t.Fatal(err)
+	tr, lacking, err := dirty.New(ctx, dirty.Config{PID: r.Pid(), OpenUserfault: func(ctx context.Context) (*os.File, error) {
+		return s.Userfault(ctx, nil)
+	}})
+	if err != nil || len(lacking) > 0 {
+		t.Fatal(lacking, err)
 	}
 	defer tr.Close()
 	if got := descriptors(t, r.Pid()); strings.Contains(got, "userfaultfd") || !strings.Contains(got, "eventpoll") {

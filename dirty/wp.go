@@ -19,37 +19,39 @@ const wpFeatures = sys.UffdFeaturePagefaultFlagWP | sys.UffdFeatureWPHugetlbfsSh
 
 // wp tracks by write protection that the kernel itself takes away.
 //
-// Only pages that are there are protected. Protecting what is not, as the kernel
-// can, would fill the page tables of all that a program reserved and never used.
-// It is not needed either: a page that appears later has no protection and
-// counts as written.
+// Of private memory only pages that are there are protected. Protecting what is
+// not, as the kernel can, would fill the page tables of all that a program
+// reserved and never used. It is not needed either: a page that appears later has
+// no protection and counts as written.
 type wp struct {
 	pid int
 
 	mu     sync.Mutex
 	uffd   *os.File // nil once closed
 	pm     *proc.Pagemap
-	strict bool // errors were seen: everything counts as written the next time
+	shared *shared // nil where it is not asked for
+	seen   bool    // a look has worked since the start, or since an error
 }
 
-// NewWPAsync tracks pid by uffd, a userfaultfd that the process itself has made,
-// with no API negotiated (UFFD_USER_MODE_ONLY will do), and takes ownership of it,
-// also when it fails. The process must not have it any more. *sys.NotSupported
-// before Linux 6.7.
-func NewWPAsync(pid int, uffd *os.File) (Tracker, error) {
-	_, _, err := sys.UffdAPI(int(uffd.Fd()), wpFeatures)
-	if errors.Is(err, unix.EINVAL) {
-		err = &sys.NotSupported{Feature: "userfaultfd WP_ASYNC", Since: "6.7", Err: err}
-	}
+// newWP takes ownership of uffd, also when it fails.
+func newWP(pid int, uffd *os.File, shared *shared) (*wp, error) {
+	err := wpHandshake(int(uffd.Fd()))
 	var pm *proc.Pagemap
 	if err == nil {
 		pm, err = proc.OpenPagemap(pid)
 	}
 	if err != nil {
-		_ = uffd.Close()
-		return nil, fmt.Errorf("dirty: track pid %d: %w", pid, err)
+		return nil, errors.Join(err, uffd.Close())
 	}
-	return &wp{pid: pid, uffd: uffd, pm: pm}, nil
+	return &wp{pid: pid, uffd: uffd, pm: pm, shared: shared}, nil
+}
+
+func wpHandshake(fd int) error {
+	_, _, err := sys.UffdAPI(fd, wpFeatures)
+	if errors.Is(err, unix.EINVAL) {
+		err = &sys.NotSupported{Feature: "userfaultfd WP_ASYNC", Since: "6.7", Err: err}
+	}
+	return err
 }
 
 func (t *wp) Method() Method { return WPAsync }
@@ -67,68 +69,151 @@ func (t *wp) Close() error {
 	return err
 }
 
+func (t *wp) Sent(rs []page.Range, buf []byte) { t.shared.sent(rs, buf) }
+
 func (t *wp) Collect(maps []proc.Mapping) (Pages, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.uffd == nil {
 		return Pages{}, ErrClosed
 	}
+	var f found
+	err := t.collect(maps, &f)
 	var p Pages
-	err := t.collect(maps, &p)
-	if err != nil {
-		t.strict = true
-		return Pages{}, fmt.Errorf("dirty: pid %d: %w", t.pid, err)
+	if err == nil {
+		p = f.pages()
+		if !t.seen {
+			p.Written = p.Content.Clone()
+		}
+		p.Shared, err = t.shared.collect(maps)
+		t.shared.keep(&p.Shared.Content)
 	}
-	if t.strict {
-		p.Written, t.strict = p.Content.Clone(), false
+	t.seen = err == nil
+	if err != nil {
+		t.shared.forget()
+		return Pages{}, fmt.Errorf("dirty: pid %d: %w", t.pid, err)
 	}
 	return p, nil
 }
 
-func (t *wp) collect(maps []proc.Mapping, p *Pages) error {
-	var content, written, guards []page.Range
-	walk := proc.Walk{
-		Content: func(r page.Range) { content = append(content, r) },
-		Written: func(r page.Range) { written = append(written, r) },
-		Guard:   func(r page.Range) { guards = append(guards, r) },
+func (t *wp) collect(maps []proc.Mapping, f *found) error {
+	all := runs(maps)
+	more := !t.seen
+	if more {
+		for i := range all {
+			t.register(all[i].maps)
+		}
 	}
-	for i := range maps {
-		m := &maps[i]
-		if m.Shared || special(m) {
-			continue
-		}
-		c, w, g := len(content), len(written), len(guards)
-		err := t.pm.Take(m.Range, m.Ino == 0, walk)
-		if err == nil {
-			continue
-		}
-		if !errors.Is(err, unix.EPERM) {
+	for i := range all {
+		r := &all[i]
+		if err := t.pm.Take(r.Range, r.anon, proc.Walk{Content: f.addContent, Written: f.addWritten, Guard: f.addGuard}); err != nil {
 			return err
 		}
-		// Not registered, or part of it: new, moved or grown. What the walk has
-		// cleared before it found out is not known, so all of it is written.
-		tracked := true
-		if _, err := sys.UffdRegister(int(t.uffd.Fd()), uint64(m.Start), m.Bytes(), sys.UffdioRegisterModeWP); err != nil {
-			tracked = false // gone meanwhile, or of a kind that cannot be
-		}
-		content, written, guards = content[:c], written[:w], guards[:g]
-		all := walk
-		all.Written = func(page.Range) {}
-		if tracked {
-			err = t.pm.Take(m.Range, m.Ino == 0, all)
-			tracked = !errors.Is(err, unix.EPERM)
-		}
-		if !tracked {
-			content, guards = content[:c], guards[:g]
-			err = t.pm.Find(m.Range, m.Ino == 0, all.Content, all.Guard)
-		}
+		// What is not registered is looked for afterwards: what is registered by
+		// nobody but us can stop being so meanwhile, but not begin.
+		n, err := t.untracked(r, f)
 		if err != nil {
 			return err
 		}
-		written = append(written, content[c:]...)
+		more = more || n > 0
 	}
-	p.Content, p.Written, p.Guards = page.NewSet(content...), page.NewSet(written...), page.NewSet(guards...)
+	if !more {
+		return nil
+	}
+	return t.settle()
+}
+
+// settle registers what is left unregistered after the list of mappings that was
+// registered had grown old. mremap fails with EFAULT on what is registered in part
+// and would be one mapping otherwise, so that is not to stay until the next look.
+// Nothing is protected here: the next look finds it written.
+func (t *wp) settle() error {
+	const times = 3
+	for range times {
+		maps, err := proc.ReadMaps(t.pid)
+		if err != nil {
+			return err
+		}
+		n := 0
+		for _, r := range runs(maps) {
+			var all []page.Range
+			err := t.pm.Untracked(r.Range, r.anon, func(r page.Range) { all = append(all, r) }, nil, nil)
+			if err != nil {
+				return err
+			}
+			for i := range r.maps {
+				if all = behind(all, r.maps[i].Start); len(all) > 0 && all[0].Start < r.maps[i].End && t.register(r.maps[i:i+1]) {
+					n++
+				}
+			}
+		}
+		if n == 0 {
+			break
+		}
+	}
 	return nil
+}
+
+// untracked finds what is new, moved or grown. All of it is written. It is
+// registered, so that the next look knows more, and protected. Some mappings
+// cannot be registered, such as droppable memory and what the program itself has
+// registered: they are written every time.
+func (t *wp) untracked(r *run, f *found) (registered int, err error) {
+	var all, fresh []page.Range
+	if err := t.pm.Untracked(r.Range, r.anon, func(r page.Range) { all = append(all, r) },
+		func(r page.Range) { fresh = append(fresh, r) }, f.addGuard); err != nil {
+		return 0, err
+	}
+	for i := 0; i < len(r.maps) && len(all) > 0; i++ {
+		m := &r.maps[i]
+		// What lies outside all mappings has come after they were listed.
+		all, fresh = behind(all, m.Start), behind(fresh, m.Start)
+		for k := 0; k < len(fresh) && fresh[k].Start < m.End; k++ {
+			in := fresh[k].Intersect(m.Range)
+			f.addContent(in)
+			f.addWritten(in)
+		}
+		// Also where there is nothing yet: a mapping that is half registered cannot
+		// be moved as a whole.
+		if len(all) == 0 || all[0].Start >= m.End || !t.register(r.maps[i:i+1]) {
+			continue
+		}
+		registered++
+		w := proc.Walk{Content: func(r page.Range) { f.addContent(r); f.addWritten(r) }, Guard: f.addGuard}
+		if err := t.pm.Take(m.Intersect(r.Range), r.anon, w); err != nil {
+			return 0, err
+		}
+	}
+	return registered, nil
+}
+
+// behind leaves out the ranges that end before at.
+func behind(rs []page.Range, at page.Addr) []page.Range {
+	for len(rs) > 0 && rs[0].End <= at {
+		rs = rs[1:]
+	}
+	return rs
+}
+
+// register registers neighbouring mappings, all at once where that can be.
+func (t *wp) register(maps []proc.Mapping) (ok bool) {
+	if len(maps) == 0 {
+		return false
+	}
+	r := page.Range{Start: maps[0].Start, End: maps[len(maps)-1].End}
+	fd := int(t.uffd.Fd())
+	if _, err := sys.UffdRegister(fd, uint64(r.Start), r.Bytes(), sys.UffdioRegisterModeWP); err != nil {
+		if len(maps) == 1 {
+			return false // gone meanwhile, or of a kind that cannot be
+		}
+		half := len(maps) / 2
+		a, b := t.register(maps[:half]), t.register(maps[half:])
+		return a || b
+	}
+	// Before Linux 6.13 pages that mremap moved keep their mark, without its
+	// effect: then they would never count as written.
+	_ = sys.UffdWriteprotect(fd, uint64(r.Start), r.Bytes(), 0)
+	return true
 }
 
 func (t *wp) Peek(pages *page.Set) (page.Set, error) {
@@ -138,11 +223,8 @@ func (t *wp) Peek(pages *page.Set) (page.Set, error) {
 		return page.Set{}, ErrClosed
 	}
 	var out []page.Range
-	for _, r := range pages.Ranges() {
-		err := t.pm.Look(r, func(r page.Range) { out = append(out, r) })
-		if err != nil {
-			return page.Set{}, fmt.Errorf("dirty: pid %d: %w", t.pid, err)
-		}
+	if err := t.pm.Look(pages, func(r page.Range) { out = append(out, r) }); err != nil {
+		return page.Set{}, fmt.Errorf("dirty: pid %d: %w", t.pid, err)
 	}
 	return page.NewSet(out...), nil
 }

@@ -16,6 +16,7 @@ type Pagemap struct {
 	pid int
 	f   *os.File
 	vec []sys.PageRegion
+	buf []byte // for entries
 	// old: the kernel has no PAGEMAP_SCAN. blind: it cannot tell guards.
 	old, blind bool
 }
@@ -59,97 +60,61 @@ func (p *Pagemap) Find(r page.Range, anon bool, content, guard func(page.Range))
 	if !p.old {
 		return p.scan(r, not, 0, content, guard)
 	}
-	return p.slow(r, content)
+	return p.slow(r, 0, Walk{Content: content})
 }
 
 // scan walks r once. A guard looks as if it was swapped out, so both come from
 // the same walk and are told apart by what is returned of them.
 func (p *Pagemap) scan(r page.Range, not, tell uint64, content, guard func(page.Range)) error {
 	a := sys.PMScanArg{
-		Start: uint64(r.Start), End: uint64(r.End),
 		CategoryInverted: not, CategoryMask: not, CategoryAnyof: sys.PageIsPresent | sys.PageIsSwapped,
 		ReturnMask: sys.PageIsPresent | tell,
 	}
 	c, g := joiner{to: content}, joiner{to: guard}
-	for a.Start < a.End {
-		n, err := sys.PagemapScan(int(p.f.Fd()), &a, p.vec)
-		if err != nil {
-			return Gone(p.pid, err)
+	err := p.walk(r, a, func(r page.Range, is uint64) error {
+		j := &c
+		if is&sys.PageIsGuard != 0 {
+			j = &g
 		}
-		for _, v := range p.vec[:n] {
-			j := &c
-			if v.Categories&sys.PageIsGuard != 0 {
-				j = &g
-			}
-			j.add(page.Range{Start: page.Addr(v.Start), End: page.Addr(v.End)})
-		}
-		if a.WalkEnd <= a.Start {
-			return fmt.Errorf("pagemap of pid %d: the walk of %v does not move on from %#x", p.pid, r, a.Start)
-		}
-		a.Start = a.WalkEnd
+		j.add(r)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	c.end()
 	g.end()
 	return nil
 }
 
-// joiner passes ranges on, those that touch as one.
-type joiner struct {
-	to   func(page.Range)
-	last page.Range
-}
-
-func (j *joiner) add(r page.Range) {
-	if r.Start == j.last.End && !j.last.Empty() {
-		j.last.End = r.End
-		return
-	}
-	j.end()
-	j.last = r
-}
-
-func (j *joiner) end() {
-	if !j.last.Empty() {
-		j.to(j.last)
-	}
-	j.last = page.Range{}
-}
-
 // slow reads the entries of the pagemap file one by one.
-func (p *Pagemap) slow(r page.Range, f func(page.Range)) error {
-	const (
-		present = 1 << 63
-		swapped = 1 << 62
-		file    = 1 << 61
-	)
-	buf := make([]byte, 64<<10)
-	var last page.Range
-	for at := r.Start; at < r.End; {
-		n := min(len(buf), page.Range{Start: at, End: r.End}.Pages()*8)
-		n, err := p.f.ReadAt(buf[:n], int64(at.Page())*8)
-		if n == 0 {
-			if err == nil {
-				err = errors.New("empty read")
-			}
-			return Gone(p.pid, fmt.Errorf("pagemap of pid %d at %v: %w", p.pid, at, err))
+func (p *Pagemap) slow(r page.Range, zero uint64, w Walk) error {
+	content, written := joiner{to: w.Content}, joiner{to: w.Written}
+	err := p.entries(r, func(at page.Addr, e uint64) {
+		if e&(entryPresent|entrySwapped) == 0 || e&entryFile != 0 ||
+			zero != 0 && e&entryPresent != 0 && e&entryFrame == zero {
+			return
 		}
-		for i := 0; i+8 <= n; i += 8 {
-			e := binary.LittleEndian.Uint64(buf[i:])
-			if e&(present|swapped) != 0 && e&file == 0 {
-				if last.End == at {
-					last.End += page.Size
-				} else {
-					if !last.Empty() {
-						f(last)
-					}
-					last = page.PageOf(at)
-				}
-			}
-			at += page.Size
+		content.add(page.PageOf(at))
+		if e&entrySoftDirty != 0 {
+			written.add(page.PageOf(at))
 		}
+	})
+	content.end()
+	written.end()
+	return err
+}
+
+// decode calls f with each entry of b, which begins with that of at, and returns
+// the address behind.
+func decode(b []byte, at page.Addr, f func(at page.Addr, e uint64)) page.Addr {
+	for ; len(b) >= 8; b = b[8:] {
+		f(at, binary.LittleEndian.Uint64(b))
+		at += page.Size
 	}
-	if !last.Empty() {
-		f(last)
-	}
-	return nil
+	return at
+}
+
+func (p *Pagemap) unreadable(at page.Addr, err error) error {
+	return Gone(p.pid, fmt.Errorf("pagemap of pid %d at %v: %w", p.pid, at, err))
 }

@@ -23,3 +23,7 @@ func SizeOf[T any]() int {
 	var v T
 	return int(unsafe.Sizeof(v))
 }
+
+// Address is where b lies in this program's memory. It stays there only if b is
+// not of the Go heap.
+func Address(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }

@@ -1,0 +1,163 @@
+package dirty
+
+import (
+	"errors"
+	"hash/maphash"
+	"io"
+	"math"
+	"sync"
+
+	"github.com/pageferry/pageferry/page"
+	"github.com/pageferry/pageferry/proc"
+)
+
+// hashes keeps, for each page, the hash of what was sent of it: 8 bytes a page,
+// by blocks, so that an address space with much that is not there costs little.
+//
+// Comparing what a page is at two looks is not enough, however carefully each is
+// read. A page that is A, is B while it is sent, and is A again at the next look
+// would count as unchanged, and the other side keep B: a lock that was held at
+// the wrong moment. Nor do two readings of one page agree while the program
+// writes to it. Compared with what was sent itself, a page is told until it is
+// as the other side has it, whatever happened between.
+//
+// Hashes are of 64 bits and seeded anew for each tracker: a page that differs is
+// missed with a probability of 2^-64, and nobody outside can look for one.
+type hashes struct {
+	seed maphash.Seed
+	pace func(bytes int)
+
+	mu     sync.Mutex
+	blocks map[page.Num]*block // by the number of their first page
+}
+
+const blockPages = 64
+
+// block has 0 where nothing is known.
+type block [blockPages]uint64
+
+// piece is how many bytes are read at once.
+const piece = 256 << 10
+
+var everywhere = page.Range{End: math.MaxUint64}
+
+func newHashes(pace func(int)) *hashes {
+	if pace == nil {
+		pace = func(int) {}
+	}
+	return &hashes{seed: maphash.MakeSeed(), pace: pace, blocks: map[page.Num]*block{}}
+}
+
+func (h *hashes) sum(b []byte) uint64 { return max(1, maphash.Bytes(h.seed, b)) }
+
+func (h *hashes) get(n page.Num) uint64 {
+	if b := h.blocks[n&^(blockPages-1)]; b != nil {
+		return b[n%blockPages]
+	}
+	return 0
+}
+
+func (h *hashes) set(n page.Num, v uint64) {
+	b := h.blocks[n&^(blockPages-1)]
+	if b == nil {
+		b = new(block)
+		h.blocks[n&^(blockPages-1)] = b
+	}
+	b[n%blockPages] = v
+}
+
+// sent notes what was sent of those pages of rs that are in of; nil is all.
+func (h *hashes) sent(rs []page.Range, buf []byte, of *page.Set) {
+	if of != nil && of.Empty() {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, r := range rs {
+		for at := r.Start; at < r.End && len(buf) >= page.Size; at += page.Size {
+			if of == nil || of.Contains(at) {
+				h.set(at.Page(), h.sum(buf[:page.Size]))
+			}
+			buf = buf[page.Size:]
+		}
+	}
+}
+
+// compare reads r and tells which of its pages are not as they were sent. What
+// cannot be read, because the program has given it up meanwhile, is told, too.
+func (h *hashes) compare(r page.Range, read func(b []byte, at page.Addr) error, written func(page.Range)) error {
+	buf := make([]byte, min(piece, r.Bytes()))
+	for at := r.Start; at < r.End; {
+		b := buf[:min(uint64(len(buf)), uint64(r.End-at))]
+		h.pace(len(b))
+		err := read(b, at)
+		if errors.Is(err, proc.ErrNoPage) {
+			b = b[:page.Size]
+			if err = read(b, at); errors.Is(err, proc.ErrNoPage) {
+				h.forget(page.PageOf(at))
+				err = nil
+			}
+		}
+		if err != nil {
+			return err
+		}
+		h.mu.Lock()
+		for ; len(b) > 0; b = b[page.Size:] {
+			if h.get(at.Page()) != h.sum(b[:page.Size]) {
+				written(page.PageOf(at))
+			}
+			at += page.Size
+		}
+		h.mu.Unlock()
+	}
+	return nil
+}
+
+// forget drops what is known of r.
+func (h *hashes) forget(r page.Range) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	first, end := r.Start.Page(), r.End.Page()
+	for n, b := range h.blocks {
+		if n+blockPages <= first || n >= end {
+			continue
+		}
+		if n >= first && n+blockPages <= end {
+			delete(h.blocks, n)
+			continue
+		}
+		for i := range page.Num(blockPages) {
+			if n+i >= first && n+i < end {
+				b[i] = 0
+			}
+		}
+	}
+}
+
+// keep drops what is known of all that is not in content.
+func (h *hashes) keep(content *page.Set) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for n, b := range h.blocks {
+		if content.Covers(page.Range{Start: n.Addr(), End: (n + blockPages).Addr()}) {
+			continue
+		}
+		left := false
+		for i := range page.Num(blockPages) {
+			if b[i] != 0 && !content.Contains((n + i).Addr()) {
+				b[i] = 0
+			}
+			left = left || b[i] != 0
+		}
+		if !left {
+			delete(h.blocks, n)
+		}
+	}
+}
+
+func ignoreEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}

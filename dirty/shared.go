@@ -1,0 +1,221 @@
+package dirty
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/pageferry/pageferry/page"
+	"github.com/pageferry/pageferry/proc"
+	"golang.org/x/sys/unix"
+)
+
+// shared tracks the objects of shared memory that a process has mapped: its
+// pages are read from the object, whoever wrote them, and compared by hash.
+//
+// Write protection would be cheaper and is not enough. It belongs to a mapping,
+// not to the object: a write through another mapping, a descriptor or by a child
+// that has ended since is not seen. Where there is nobody else a page that is
+// punched out of the object (MADV_REMOVE) and read again still is one that nobody
+// wrote: its protection outlives it in the page table, and it is zero now.
+type shared struct {
+	pid     int
+	objects map[objectKey]*object
+	hashes  *hashes
+	content page.Set // at the last look
+}
+
+type objectKey struct{ dev, ino uint64 }
+
+// object is one object of shared memory as the last look found it.
+type object struct {
+	views []view
+	seen  bool // by the look that goes on
+}
+
+// view is a mapping of an object.
+type view struct {
+	page.Range
+	offset uint64
+	shared bool
+}
+
+// sharedMemory reports whether m is of an object of shared memory: a memfd, or one
+// made by MAP_SHARED|MAP_ANONYMOUS.
+func sharedMemory(m *proc.Mapping) bool {
+	switch {
+	case m.Ino == 0 || m.Has("ht"):
+		return false
+	case strings.HasPrefix(m.Name, "/memfd:"), m.Name == "/dev/zero":
+		return m.Deleted
+	}
+	return strings.HasPrefix(m.Name, "[anon_shmem:")
+}
+
+func newShared(pid int, h *hashes) *shared {
+	return &shared{pid: pid, objects: map[objectKey]*object{}, hashes: h}
+}
+
+// forget makes all content count as written at the next look.
+func (s *shared) forget() {
+	if s != nil {
+		s.hashes.forget(everywhere)
+		s.objects = map[objectKey]*object{}
+	}
+}
+
+func (s *shared) keep(content *page.Set) {
+	if s != nil {
+		s.hashes.keep(content)
+	}
+}
+
+func (s *shared) sent(rs []page.Range, buf []byte) {
+	if s != nil {
+		s.hashes.sent(rs, buf, &s.content)
+	}
+}
+
+// collect looks at the objects in maps.
+func (s *shared) collect(maps []proc.Mapping) (Shared, error) {
+	if s == nil {
+		return Shared{}, nil
+	}
+	now := map[objectKey][]view{}
+	var order []objectKey
+	for i := range maps {
+		m := &maps[i]
+		if !sharedMemory(m) {
+			continue
+		}
+		k := objectKey{m.Dev, m.Ino}
+		if now[k] == nil {
+			order = append(order, k)
+		}
+		now[k] = append(now[k], view{m.Range, m.Offset, m.Shared})
+	}
+	for _, o := range s.objects {
+		o.seen = false
+	}
+	var f found
+	for _, k := range order {
+		if !slices.ContainsFunc(now[k], func(v view) bool { return v.shared }) {
+			continue
+		}
+		o := s.objects[k]
+		if o == nil || !slices.Equal(o.views, now[k]) {
+			if o != nil {
+				s.drop(o)
+			}
+			o = &object{views: now[k]}
+			s.drop(o)
+			s.objects[k] = o
+		}
+		o.seen = true
+		if err := s.object(k, o, &f); err != nil {
+			return Shared{}, err
+		}
+	}
+	for k, o := range s.objects {
+		if !o.seen {
+			s.drop(o)
+			delete(s.objects, k)
+		}
+	}
+	out := Shared{Content: page.NewSet(f.content...), Written: page.NewSet(f.written...)}
+	s.content = out.Content
+	return out, nil
+}
+
+// drop forgets what is known of an object that is mapped otherwise now.
+func (s *shared) drop(o *object) {
+	for _, v := range o.views {
+		s.hashes.forget(v.Range)
+	}
+}
+
+func (s *shared) object(k objectKey, o *object, f *found) error {
+	first := o.views[0].Range
+	h, err := os.Open(fmt.Sprintf("/proc/%d/map_files/%x-%x", s.pid, uint64(first.Start), uint64(first.End)))
+	if errors.Is(err, os.ErrNotExist) {
+		// Unmapped meanwhile, or its neighbour was joined to it: the next look
+		// knows. An end of the process is found elsewhere.
+		o.views = nil
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open the shared memory at %v: %w", first, err)
+	}
+	defer h.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(h.Fd()), &st); err != nil {
+		return os.NewSyscallError("fstat", err)
+	}
+	if (objectKey{st.Dev, st.Ino}) != k {
+		o.views = nil
+		return nil
+	}
+	data, err := dataRanges(h, st.Size)
+	if err != nil {
+		return fmt.Errorf("find the content of the shared memory at %v: %w", first, err)
+	}
+	for _, p := range show(o.views, data) {
+		f.addContent(p.at)
+		err := s.hashes.compare(p.at, func(b []byte, at page.Addr) error {
+			n, err := h.ReadAt(b, int64(p.offset)+int64(at-p.at.Start))
+			clear(b[n:]) // the end of the last page
+			return ignoreEOF(err)
+		}, f.addWritten)
+		if err != nil {
+			return fmt.Errorf("read the shared memory at %v: %w", p.at, err)
+		}
+	}
+	return nil
+}
+
+// shown is where the process sees a part of an object.
+type shown struct {
+	at     page.Range
+	offset uint64
+}
+
+// show finds the addresses of the pages data, ranges of offsets.
+func show(views []view, data page.Set) (out []shown) {
+	for _, v := range views {
+		if !v.shared {
+			continue
+		}
+		window := page.Range{Start: page.Addr(v.offset), End: page.Addr(v.offset + v.Bytes())}
+		for _, d := range data.Remove(window) {
+			at := page.Range{Start: v.Start + d.Start - window.Start, End: v.Start + d.End - window.Start}
+			out = append(out, shown{at, uint64(d.Start)})
+		}
+	}
+	return out
+}
+
+// dataRanges finds where a file has data: offsets, page aligned.
+func dataRanges(f *os.File, size int64) (out page.Set, err error) {
+	fd := int(f.Fd())
+	for at := int64(0); at < size; {
+		start, err := unix.Seek(fd, at, unix.SEEK_DATA)
+		if err == unix.ENXIO {
+			break
+		}
+		if err != nil {
+			return page.Set{}, os.NewSyscallError("lseek", err)
+		}
+		end, err := unix.Seek(fd, start, unix.SEEK_HOLE)
+		if err == unix.ENXIO {
+			break // cut off meanwhile
+		}
+		if err != nil {
+			return page.Set{}, os.NewSyscallError("lseek", err)
+		}
+		out.Add(page.Range{Start: page.Addr(start).Floor(), End: page.Addr(end).Ceil()})
+		at = end
+	}
+	return out, nil
+}
