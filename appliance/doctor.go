@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pageferry/pageferry/dirty"
 	"github.com/pageferry/pageferry/internal/sys"
 	"github.com/pageferry/pageferry/page"
 )
@@ -53,7 +54,7 @@ func Doctor() Diagnosis {
 	}
 	for _, check := range []func() Finding{
 		checkRoot, func() Finding { return checkMachine(d.Machine) }, func() Finding { return checkKernel(d.Kernel) },
-		checkUserfaultfd, checkPagemapScan, checkPtrace, checkFreezer, checkPidfdGetfd, checkKcmp,
+		checkUserfaultfd, checkPagemapScan, checkTracking, checkPtrace, checkFreezer, checkPidfdGetfd, checkKcmp,
 		checkTimeNamespace, checkPIDNamespace, checkSeccomp, checkMemory, checkMapCount, checkOpenFiles,
 		checkFUSE, checkRDMA, checkSoftRoCE,
 	} {
@@ -137,6 +138,35 @@ func checkPagemapScan() Finding {
 	}
 	return found("PAGEMAP_SCAN", "yes", err, VerdictOptional,
 		"Linux 6.7 or later; without it pages are found through /proc/PID/pagemap, slower")
+}
+
+func checkTracking() Finding { return tracking(dirty.Probe()) }
+
+// tracking names the method by which written pages are found, the first of tried
+// that works, and what the better ones lack.
+func tracking(tried []dirty.Support) Finding {
+	var lacking []string
+	for _, s := range tried {
+		if s.Err != nil {
+			lacking = append(lacking, fmt.Sprintf("%s: %v", s.Method, s.Err))
+			continue
+		}
+		f := Finding{Name: "dirty tracking", Verdict: VerdictOK, Found: string(s.Method)}
+		if len(lacking) > 0 {
+			f.Verdict = VerdictOptional
+			f.Found += ", not " + strings.Join(lacking, ", nor ")
+			f.Fix = trackingFix[s.Method]
+		}
+		return f
+	}
+	return Finding{Name: "dirty tracking", Verdict: VerdictOptional, Found: strings.Join(lacking, ", "),
+		Fix: "migrate with --mode postcopy or stop"}
+}
+
+// trackingFix says what the methods cost that are not the best.
+var trackingFix = map[dirty.Method]string{
+	dirty.SoftDirty: "Linux 6.7 or later with CONFIG_USERFAULTFD; with soft-dirty a process stands still for some milliseconds in each round",
+	dirty.Hash:      "Linux 6.7 or later with CONFIG_USERFAULTFD; until then all memory is read again in each round, also in the last one, while the process stands still",
 }
 
 func checkPtrace() Finding {

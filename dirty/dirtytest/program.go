@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -23,6 +24,9 @@ type Program struct {
 	t   testing.TB
 	in  *os.File
 	out *bufio.Reader
+
+	mu   sync.Mutex
+	held int // stops without their resume
 }
 
 // Start starts one, with its first threads at rest.
@@ -44,6 +48,7 @@ func Start(t testing.TB) *Program {
 	p.Process = testutil.StartCmd(t, cmd, testutil.DefaultLimit)
 	inR.Close()
 	outW.Close()
+	p.Do("churn 0") // it has come to its own code
 	return p
 }
 
@@ -128,24 +133,40 @@ func (p *Program) Userfault(context.Context) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "userfaultfd"), nil
 }
 
-// Stop is a dirty.Stop: it returns when all threads stand still.
+// Stop is a dirty.Stop: it returns when all threads stand still. They do until
+// each Stop has been undone.
 func (p *Program) Stop() (resume func() error, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.held == 0 {
+		if err := p.stop(); err != nil {
+			return nil, err
+		}
+	}
+	p.held++
+	return func() error {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.held--; p.held == 0 {
+			p.Signal(unix.SIGCONT)
+		}
+		return nil
+	}, nil
+}
+
+func (p *Program) stop() error {
 	p.Signal(unix.SIGSTOP)
 	pid := p.Pid()
 	for deadline := time.Now().Add(30 * time.Second); ; {
 		still, err := stopped(pid)
-		if err != nil {
-			return nil, err
-		}
-		if still {
-			break
+		if err != nil || still {
+			return err
 		}
 		if time.Now().After(deadline) {
-			return nil, fmt.Errorf("pid %d does not stop", pid)
+			return fmt.Errorf("pid %d does not stop", pid)
 		}
 		time.Sleep(50 * time.Microsecond)
 	}
-	return func() error { p.Signal(unix.SIGCONT); return nil }, nil
 }
 
 func stopped(pid int) (bool, error) {

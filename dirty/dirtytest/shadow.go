@@ -48,6 +48,12 @@ func (s *Shadow) Round() dirty.Pages {
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	s.Send(&p)
+	return p
+}
+
+// Send does what Round does after the look.
+func (s *Shadow) Send(p *dirty.Pages) {
 	all := page.Union(&p.Content, &p.Shared.Content)
 	for n := range s.pages {
 		if !all.Contains(n.Addr()) {
@@ -58,8 +64,7 @@ func (s *Shadow) Round() dirty.Pages {
 	for _, r := range wrote.Ranges() {
 		s.read(r)
 	}
-	s.last = p
-	return p
+	s.last = *p
 }
 
 const most = 256 << 10

@@ -15,6 +15,7 @@
  *   advise A N X    madvise N pages from A on
  *   pwrite FD PAGE  write a page by a descriptor
  *   child A N   fork, write N pages from A on in the child, wait for its end
+ *   stripes A N     make every second of N pages from A on read-only
  *   nofork      no step forks from now on
  *   quit
  *
@@ -54,7 +55,8 @@ static pthread_mutex_t mu = PTHREAD_MUTEX_INITIALIZER;
 static struct area areas[MOST];
 static size_t total, heap;
 static volatile int writers;
-static int running, nofork, efaults; /* of mremap */
+static int running, nofork;
+static int efaults; /* of mremap */
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static int file;
 
@@ -629,6 +631,10 @@ int main(void)
 				_exit(0);
 			}
 			waitpid(pid, NULL, 0);
+			printf("ok\n");
+		} else if (sscanf(line, "stripes %lx %lu", &x, &y) == 2) {
+			for (size_t i = 0; i < y; i += 2)
+				need(mprotect((void *)(x + i * PAGE), PAGE, PROT_READ) == 0, "mprotect");
 			printf("ok\n");
 		} else if (!strncmp(line, "nofork", 6)) {
 			nofork = 1;
