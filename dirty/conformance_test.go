@@ -7,6 +7,7 @@ import (
 
 	"github.com/pageferry/pageferry/dirty"
 	"github.com/pageferry/pageferry/dirty/dirtytest"
+	"github.com/pageferry/pageferry/internal/sys"
 	"github.com/pageferry/pageferry/internal/testutil"
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/proc"
@@ -264,5 +265,35 @@ func TestClosedTracker(t *testing.T) {
 			t.Errorf("%s: a closed tracker says %v", m, err)
 		}
 		tr.Sent([]page.Range{page.PageOf(page.Size)}, make([]byte, page.Size))
+	}
+}
+
+// What the program has registered with a userfaultfd of its own cannot be watched.
+func TestRegisteredByProgram(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.AMD64, can(dirty.WPAsync))
+	testutil.NoLeaks(t)
+	p := dirtytest.Start(t)
+	f, err := p.Userfault(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	a := p.Area("anon", 64)
+	p.Poke(a.Range, 1)
+	if _, _, err := sys.UffdAPI(int(f.Fd()), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sys.UffdRegister(int(f.Fd()), uint64(a.Start), a.Bytes(), sys.UffdioRegisterModeMissing); err != nil {
+		t.Fatal(err)
+	}
+	tr := track(t, p, dirty.WPAsync)
+	for range 3 {
+		got, err := tr.Collect(p.Maps())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !got.Content.Covers(a.Range) || !got.Written.Covers(a.Range) {
+			t.Errorf("%v of %v told", got.Written.Intersect(a.Range), a.Range)
+		}
 	}
 }

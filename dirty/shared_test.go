@@ -195,3 +195,20 @@ func TestToggled(t *testing.T) {
 		t.Error("the page is as it was sent, and is told")
 	}
 }
+
+// Another mapping at the same place begins anew on the other side, too, though its
+// content is the same.
+func TestBecomesShared(t *testing.T) {
+	each(t, func(t *testing.T, p *dirtytest.Program, s *dirtytest.Shadow, _ dirty.Method) {
+		a := p.Area("anon", 40)
+		p.Poke(a.Range, 1)
+		s.Round()
+		s.Round()
+		p.Do("share %x 40", uint64(a.Start))
+		got := s.Round()
+		told(t, "shared", got, a.Range, every(40, 1)...)
+		if got.Content.BytesIn(a.Range) != 0 {
+			t.Error("shared memory told as private")
+		}
+	})
+}

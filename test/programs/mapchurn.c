@@ -16,6 +16,7 @@
  *   pwrite FD PAGE  write a page by a descriptor
  *   child A N   fork, write N pages from A on in the child, wait for its end
  *   stripes A N     make every second of N pages from A on read-only
+ *   share A N       make N private pages from A on shared, with the same content
  *   nofork      no step forks from now on
  *   quit
  *
@@ -631,6 +632,14 @@ int main(void)
 				_exit(0);
 			}
 			waitpid(pid, NULL, 0);
+			printf("ok\n");
+		} else if (sscanf(line, "share %lx %lu", &x, &y) == 2) {
+			/* Shared memory takes the place of private, with the same content. */
+			static char copy[64 * PAGE];
+			need(y <= 64, "too many pages");
+			memcpy(copy, (void *)x, y * PAGE);
+			need(mmap((void *)x, y * PAGE, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_SHARED | MAP_ANONYMOUS, -1, 0) == (void *)x, "mmap");
+			memcpy((void *)x, copy, y * PAGE);
 			printf("ok\n");
 		} else if (sscanf(line, "stripes %lx %lu", &x, &y) == 2) {
 			for (size_t i = 0; i < y; i += 2)
