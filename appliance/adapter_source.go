@@ -101,7 +101,7 @@ type process struct {
 	// tcp is what AtSwitch ends: looked for while the destination rebuilds,
 	// since it takes a look at every other process. Nil after a restart.
 	tcp chan *fds.TCP
-	tracking
+	tracked
 }
 
 func newProcess(s *checkpoint.Session, pid int, opts SourceOptions) *process {
@@ -341,8 +341,13 @@ func gone(err error) error {
 // certain: the destination gives up for it what it cannot get back.
 func (p *process) ReadPages(space page.Space, rs []page.Range, buf []byte) error {
 	err := p.s.ReadPages(space, rs, buf)
-	if err != nil && p.running.Load() {
-		err = p.readRunning(space, rs, buf)
+	if p.running.Load() {
+		if err != nil {
+			err = p.readRunning(space, rs, buf)
+		}
+		if err == nil && p.tracker != nil {
+			p.tracker.Sent(rs, buf)
+		}
 	}
 	if err != nil && errors.Is(p.s.Alive(), proc.ErrGone) {
 		return fmt.Errorf("%w: %w", stream.ErrGone, err)

@@ -13,8 +13,8 @@ import (
 	"github.com/pageferry/pageferry/proc"
 )
 
-// tracking is what a process that is tracked has besides.
-type tracking struct {
+// tracked is what a process that is tracked has besides.
+type tracked struct {
 	tracker dirty.Tracker // nil where nothing is tracked
 	running atomic.Bool   // and tracked: Freeze has not stopped it yet
 	// written is what the walk at the freeze found: set by the time that the rest
@@ -29,17 +29,33 @@ func (p *process) Throttle(part float64) error {
 	return nil
 }
 
-// Track makes the process open the tracker's userfaultfd.
+// Track begins by the best method that works. What kept a better one from working
+// is logged.
 func (p *process) Track(ctx context.Context) (string, error) {
 	p.running.Store(true)
-	f, err := p.s.Userfault(ctx, p.find)
+	if err := p.s.Track(p.find); err != nil {
+		return "", gone(err)
+	}
+	t, lacking, err := dirty.New(ctx, dirty.Config{
+		PID: p.pid, OpenUserfault: p.s.Userfault,
+		Stop: p.stopForLook,
+	})
+	for _, l := range lacking {
+		p.log.Info("dirty pages could be found better", "pid", p.pid, "method", l.Method, "err", l.Err)
+	}
 	if err != nil {
 		return "", gone(err)
 	}
-	if p.tracker, err = dirty.NewWPAsync(p.pid, f); err != nil {
-		return "", gone(err)
+	p.tracker = t
+	return string(t.Method()), nil
+}
+
+// stopForLook stops the process, unless Freeze has.
+func (p *process) stopForLook() (resume func() error, err error) {
+	if !p.running.Load() {
+		return func() error { return nil }, nil
 	}
-	return string(p.tracker.Method()), nil
+	return p.s.Resume, p.s.Pause(context.Background())
 }
 
 // untrack ends that. Nothing of it is left in the process.
@@ -94,7 +110,13 @@ func (p *process) Look(context.Context) (migrate.Look, error) {
 			vmas = append(vmas, image.VMA{Range: m.Range, Kind: image.VMAAnon, Prot: m.Prot, Memory: -1, Flags: settledFlags(m)})
 		}
 	}
-	l := migrate.Look{Content: found.Content, Written: found.Written}
+	// What is mapped since the list was read has no place to land yet. Nothing of it
+	// is lost: it counts as not sent.
+	listed := page.NewSet()
+	for i := range vmas {
+		listed.Add(vmas[i].Range)
+	}
+	l := migrate.Look{Content: page.Intersection(&found.Content, &listed), Written: page.Intersection(&found.Written, &listed)}
 	l.Layout, err = image.EncodeLayout(vmas)
 	return l, err
 }

@@ -30,9 +30,7 @@ func TestTrackRedis(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	tr, lacking, err := dirty.New(ctx, dirty.Config{PID: r.Pid(), OpenUserfault: func(ctx context.Context) (*os.File, error) {
-		return s.Userfault(ctx, nil)
-	}})
+	tr, lacking, err := dirty.New(ctx, dirty.Config{PID: r.Pid(), OpenUserfault: s.Userfault})
 	if err != nil || len(lacking) > 0 {
 		t.Fatal(lacking, err)
 	}

@@ -128,18 +128,26 @@ func (s *Session) freeze(ctx context.Context) error {
 			return err
 		}
 	}
-	if s.mem.Load() == nil {
-		m, err := proc.OpenMemory(s.pid)
-		if err != nil {
-			return err
-		}
-		s.mem.Store(m)
+	if err := s.openMemory(); err != nil {
+		return err
 	}
 	if err = s.stop(ctx); err != nil {
 		return err
 	}
 	if err = s.sameProgram(); err != nil {
 		_ = s.letGo()
+	}
+	return err
+}
+
+// openMemory opens what ReadPages reads.
+func (s *Session) openMemory() error {
+	if s.mem.Load() != nil {
+		return nil
+	}
+	m, err := proc.OpenMemory(s.pid)
+	if err == nil {
+		s.mem.Store(m)
 	}
 	return err
 }

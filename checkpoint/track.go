@@ -23,22 +23,38 @@ var ErrExec = errors.New("the process has become another program (exec)")
 // mappings, and the guards among them, in place of the walk that Capture makes.
 type Finder func(maps []proc.Mapping) (own, guards page.Set, err error)
 
+// Track prepares for the pages of the running process to be copied: from now on
+// Capture asks find what there is, and ReadPages works while the process runs. A
+// Freeze after the process has become another program fails with ErrExec.
+func (s *Session) Track(find Finder) (err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err = s.usable(); err == nil {
+		if err = s.openMemory(); err == nil {
+			s.program, err = s.auxv()
+		}
+	}
+	if err != nil {
+		return &Error{"track", s.pid, err}
+	}
+	s.find = find
+	return nil
+}
+
 // Userfault makes the running process open a userfaultfd, takes it over and leaves
 // none behind: the call that closes the process's own copy is made by the process
 // itself, whatever becomes of this program. The process stands still for some
-// milliseconds. From now on Capture asks find what there is, where it is not nil,
-// and ReadPages works while the process runs. The caller owns the descriptor.
+// milliseconds. The caller owns the descriptor.
 //
 // It is made with UFFD_USER_MODE_ONLY, which every process may, and serves for
 // write protection without a handler: userfaultfd(2).
-func (s *Session) Userfault(ctx context.Context, find Finder) (*os.File, error) {
+func (s *Session) Userfault(ctx context.Context) (*os.File, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f, err := s.userfault(ctx)
 	if err != nil {
 		return nil, &Error{"open a userfaultfd in", s.pid, err}
 	}
-	s.find = find
 	return f, nil
 }
 
@@ -58,9 +74,6 @@ func (s *Session) tryUserfault(ctx context.Context, pause time.Duration) (_ *os.
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.letGo()) }()
-	if s.program, err = s.auxv(); err != nil {
-		return nil, err
-	}
 	leader := s.threads[0].tid
 	t, err := inject.Bootstrap(s.tr, s.pid, leader)
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Program is a process that runs test/programs/mapchurn.c.
+// Program is a process that runs test/programs/mapchurn.
 type Program struct {
 	*testutil.Process
 	t   testing.TB
@@ -32,7 +32,7 @@ type Program struct {
 // Start starts one, with its first threads at rest.
 func Start(t testing.TB) *Program {
 	t.Helper()
-	path := testutil.CC(t, "mapchurn.c")
+	path := testutil.CC(t, "mapchurn")
 	inR, inW, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
