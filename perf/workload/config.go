@@ -43,6 +43,9 @@ type Config struct {
 	// Rate is how many bytes per second are dirtied, over all threads.
 	// Default: 100 MiB/s. Unlimited is as fast as it goes, Idle not at all.
 	Rate int64
+	// WorkingSet is how much of the memory is written, in bytes: the beginning of
+	// each thread's part. Default: all of it.
+	WorkingSet uint64
 	// Pattern is the order of writes. Default: Uniform.
 	Pattern Pattern
 	// Data is what pages hold. Default: Random.
@@ -84,6 +87,7 @@ const (
 // EnsureDefaults replaces zero values by the defaults.
 func (c *Config) EnsureDefaults() {
 	set(&c.Size, 1<<30)
+	set(&c.WorkingSet, c.Size)
 	set(&c.Threads, 1)
 	set(&c.Rate, 100<<20)
 	set(&c.Pattern, Uniform)
@@ -128,6 +132,9 @@ func (c *Config) Validate() error {
 	if c.Size/page.Size < uint64(c.Threads) {
 		return bad("%d bytes are less than a page for each of %d threads", c.Size, c.Threads)
 	}
+	if c.WorkingSet > c.Size || c.WorkingSet/page.Size < uint64(c.Threads) {
+		return bad("a working set of %d bytes: must be a page for each of %d threads at least, and at most the memory, %d bytes", c.WorkingSet, c.Threads, c.Size)
+	}
 	if c.Size >= 1<<46 {
 		return bad("%d bytes are more than an address space has", c.Size)
 	}
@@ -159,10 +166,15 @@ func splitAddress(s string) (network, addr string, err error) {
 
 // AddFlags defines a flag for each field, with c's values as defaults.
 func (c *Config) AddFlags(fs *flag.FlagSet) {
+	all := c.WorkingSet == 0
 	c.EnsureDefaults()
+	if all { // of a size that is not yet known
+		c.WorkingSet = 0
+	}
 	fs.Var((*sizeFlag)(&c.Size), "size", "memory, such as `1GiB`")
 	fs.IntVar(&c.Threads, "threads", c.Threads, "threads that write and verify")
 	fs.Var((*rateFlag)(&c.Rate), "rate", "memory dirtied per second, such as `100MiB/s`, or unlimited, or idle")
+	fs.Var((*sizeFlag)(&c.WorkingSet), "working-set", "how much of the memory is written (0: all)")
 	fs.StringVar((*string)(&c.Pattern), "pattern", string(c.Pattern), "sequential, uniform, zipf or edge")
 	fs.StringVar((*string)(&c.Data), "data", string(c.Data), "zero, text or random")
 	fs.BoolVar(&c.Whole, "whole", c.Whole, "rewrite a page's whole content at each write")

@@ -16,6 +16,7 @@ type region struct {
 	mem   []byte
 	seqs  []byte // four bytes per page, little-endian, outside the heap as well
 	first uint64 // number of its first page in the whole workload
+	hot   int    // pages that are written, the first of them
 	cfg   *Config
 
 	// For the pattern edge: pages below pos were incremented round+1 times,
@@ -33,10 +34,13 @@ func (r *region) page(i int) []byte {
 // seq is the sequence number that page i must have.
 func (r *region) seq(i int) uint64 {
 	if r.cfg.Pattern == Edge {
-		if i < r.pos {
+		switch {
+		case i < r.pos:
 			return r.round + 1
+		case i < r.hot:
+			return r.round
 		}
-		return r.round
+		return 0
 	}
 	return uint64(binary.LittleEndian.Uint32(r.seqs[4*i:]))
 }
@@ -56,7 +60,7 @@ func (r *region) write(i int) {
 	if r.cfg.Pattern == Edge {
 		// The next one in the circle, whichever was asked for.
 		r.page(r.pos)[0]++
-		if r.pos++; r.pos == r.pages() {
+		if r.pos++; r.pos == r.hot {
 			r.pos, r.round = 0, r.round+1
 		}
 		return

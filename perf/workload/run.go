@@ -54,7 +54,7 @@ type runner struct {
 }
 
 func newRunner(cfg *Config, w io.Writer) (*runner, error) {
-	pages := int(cfg.Size / page.Size)
+	pages, hot := int(cfg.Size/page.Size), int(cfg.WorkingSet/page.Size)
 	mem, err := allocate(pages * page.Size)
 	if err != nil {
 		return nil, err
@@ -69,6 +69,7 @@ func newRunner(cfg *Config, w io.Writer) (*runner, error) {
 		from, to := pages*i/cfg.Threads, pages*(i+1)/cfg.Threads
 		r.regions = append(r.regions, &region{
 			mem: mem[from*page.Size : to*page.Size], seqs: seqs[4*from : 4*to], first: uint64(from), cfg: cfg,
+			hot: min(to-from, hot*(i+1)/cfg.Threads-hot*i/cfg.Threads),
 		})
 	}
 	return r, nil
@@ -146,7 +147,7 @@ func (r *runner) side(ctx context.Context, done *sync.WaitGroup, f func(context.
 
 // work writes and verifies one region at their rates.
 func (r *runner) work(ctx context.Context, reg *region, id uint64) error {
-	o := newOrder(r.cfg.Pattern, reg.pages(), r.cfg.Seed^mix(id+1))
+	o := newOrder(r.cfg.Pattern, reg.hot, r.cfg.Seed^mix(id+1))
 	n := int64(len(r.regions))
 	writes := newBudget(share(r.cfg.Rate, n))
 	reads := newBudget(share(r.cfg.VerifyRate, n))

@@ -96,7 +96,7 @@ func made(t *testing.T, cfg Config) *runner {
 	t.Cleanup(r.free)
 	for i, reg := range r.regions {
 		reg.fill(func() bool { return false })
-		o := newOrder(cfg.Pattern, reg.pages(), uint64(i)+1)
+		o := newOrder(cfg.Pattern, reg.hot, uint64(i)+1)
 		for range 50 {
 			reg.write(o.next())
 		}
@@ -114,6 +114,36 @@ func verifyAll(reg *region) error {
 }
 
 // Whatever single byte of a page is changed is found, in its page.
+// TestWorkingSet: what is written is as large as was asked for, at the beginning of
+// each thread's part, and the rest stays as it was.
+func TestWorkingSet(t *testing.T) {
+	each(t, func(t *testing.T, cfg Config) {
+		cfg.WorkingSet = 10 * page.Size
+		r := made(t, cfg)
+		hot := 0
+		for _, reg := range r.regions {
+			if err := verifyAll(reg); err != nil {
+				t.Fatal(err)
+			}
+			for i := range reg.pages() {
+				if s := reg.seq(i); s != 0 && i >= reg.hot {
+					t.Fatalf("page %d was written %d times, the working set is %d pages", i, s, reg.hot)
+				}
+			}
+			hot += reg.hot
+		}
+		if hot != 10 {
+			t.Errorf("%d pages are written, not 10", hot)
+		}
+	})
+	for _, c := range []Config{{Size: 1 << 20, WorkingSet: 2 << 20}, {Size: 1 << 20, WorkingSet: 1}, {Threads: 3, WorkingSet: 2 * page.Size}} {
+		c.EnsureDefaults()
+		if err := c.Validate(); !errors.Is(err, ErrConfig) {
+			t.Errorf("%+v is accepted: %v", c, err)
+		}
+	}
+}
+
 func TestDamageIsFound(t *testing.T) {
 	each(t, func(t *testing.T, cfg Config) {
 		r := made(t, cfg)
