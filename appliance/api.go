@@ -48,6 +48,9 @@ type MigrateRequest struct {
 	// so that pre-copy converges, below 1. Only with rounds.
 	MaxDowntimeMS float64 `json:"max_downtime_ms,omitempty"`
 	Throttle      float64 `json:"throttle,omitempty"`
+	// AddressOrder sends rounds by address instead of by last write: benchmarks
+	// compare the two. The command line has no option for it.
+	AddressOrder bool `json:"address_order,omitempty"`
 	// MaxBandwidth limits the page lanes, as in "10Gbit" or "500MiB" per second;
 	// "none" takes back the daemon's default.
 	MaxBandwidth string `json:"max_bandwidth,omitempty"`

@@ -100,9 +100,10 @@ type SourceOptions struct {
 	OnSourceExit string
 	PlainPages   bool
 	BulkLanes    int
-	// MaxDowntime and Throttle steer the rounds; see migrate.SourceConfig.
+	// MaxDowntime, Throttle and AddressOrder steer the rounds; see migrate.SourceConfig.
 	MaxDowntime  time.Duration
 	Throttle     float64
+	AddressOrder bool
 	MaxBandwidth Bandwidth // of all page lanes together; 0 is none
 	Compress     codec.Mode
 	// Hint is what the process said of itself (migrate.Describer) to an earlier

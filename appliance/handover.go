@@ -162,6 +162,7 @@ func (h *handover) source(m *migration, to string, p migrate.Process, o migrate.
 	}
 	cfg := h.config(m.id, to, p, o)
 	cfg.Lanes, cfg.MaxDowntime, cfg.Throttle = lanes, opts.MaxDowntime, opts.Throttle
+	cfg.AddressOrder = opts.AddressOrder
 	cfg.OnProgress = func(p migrate.Progress) { m.update(func(r *Report) { r.follow(p) }) }
 	if hooks, ok := p.(SourceHooks); ok {
 		cfg.AtSwitch, cfg.OnSourceExit = hooks.AtSwitch, hooks.OnSourceExit

@@ -30,6 +30,7 @@ func (d *Daemon) options(req MigrateRequest) (SourceOptions, error) {
 		PlainPages:   d.config.PageLanes == "plain",
 		MaxDowntime:  time.Duration(req.MaxDowntimeMS * float64(time.Millisecond)),
 		Throttle:     req.Throttle,
+		AddressOrder: req.AddressOrder,
 		BulkLanes:    cmp.Or(req.Lanes, d.config.BulkLanes),
 		Logger:       d.log,
 	}

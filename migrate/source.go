@@ -46,6 +46,9 @@ type SourceConfig struct {
 	// of its time it may be kept from running so that ModePreCopy converges, below 1.
 	MaxDowntime time.Duration
 	Throttle    float64
+	// AddressOrder sends every round by address, with nothing held back until the
+	// switch: what the order of last writes is compared with. Not for use.
+	AddressOrder bool
 
 	// BeforeCommit is called with the process held. An error aborts.
 	BeforeCommit func(ctx context.Context) error

@@ -124,7 +124,10 @@ func (r *rounds) round(ctx context.Context, n int) (more bool, err error) {
 	if r.s.rec.Mode == ModePreCopy {
 		room = r.plan.Room(state)
 	}
-	held := r.hist.HoldBack(todo, r.plan.Takes, room)
+	var held page.Set
+	if !r.s.cfg.AddressOrder {
+		held = r.hist.HoldBack(todo, r.plan.Takes, room)
+	}
 	send := page.Difference(&todo, &held)
 	d := r.plan.Next(plan.Measure{
 		Round: n, Sent: r.last.Pages << page.Shift, Took: r.last.took,
@@ -170,7 +173,11 @@ func (r *rounds) stateTime() time.Duration {
 
 // send sends the pages of a round, coldest first.
 func (r *rounds) send(ctx context.Context, pages *page.Set) error {
-	bs := plan.Batches{Order: r.hist.Order(*pages), Bytes: batchBytes}
+	order := []page.Set{*pages}
+	if !r.s.cfg.AddressOrder {
+		order = r.hist.Order(*pages)
+	}
+	bs := plan.Batches{Order: order, Bytes: batchBytes}
 	for first := true; ; first = false {
 		next, ok := bs.Next()
 		if !ok && !first {
