@@ -59,6 +59,7 @@ func TestTable(t *testing.T) {
 func TestLogBook(t *testing.T) {
 	b := newLogBook()
 	for _, part := range []string{
+		"time=2026-01-02T03:04:05.250Z level=INFO msg=switched migration=ab downtime=3ms\n",
 		"time=2026-01-02T03:04:05.000Z level=DEBUG msg=\"frozen and captured\" pid=50 freeze=8.5ms image_bytes=41600\ntime=x msg=reb",
 		"uild migration=ab step=\"thread state\" took=303µs\ntime=x msg=finished migration=ab role=source pid=50 reason=\"\"\n",
 		"half a line",
@@ -68,9 +69,12 @@ func TestLogBook(t *testing.T) {
 		}
 	}
 	steps, err := b.finished(t.Context(), "ab", "source")
-	want := []Step{{"frozen and captured: freeze", 8500 * time.Microsecond}, {"rebuild: thread state", 303 * time.Microsecond}}
+	want := []Step{{"switched: downtime", 3 * time.Millisecond}, {"frozen and captured: freeze", 8500 * time.Microsecond}, {"rebuild: thread state", 303 * time.Microsecond}}
 	if err != nil || !slices.Equal(steps, want) {
 		t.Errorf("%v, %v; want %v", steps, err, want)
+	}
+	if at := b.ranAt("ab"); !at.Equal(time.Date(2026, 1, 2, 3, 4, 5, 250e6, time.UTC)) {
+		t.Errorf("switched at %v", at)
 	}
 	if steps := b.take(""); len(steps) != 0 {
 		t.Errorf("taken twice: %v", steps)

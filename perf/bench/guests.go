@@ -65,6 +65,17 @@ func (g *Guest) OwnGap(ctx context.Context, offset int) (gap time.Duration, next
 	return gap, end, nil
 }
 
+// latest is the last whole line that g, a Workload, has printed of its work.
+func (g *Guest) latest() (l workload.Line, err error) {
+	b, err := g.output()
+	if err != nil {
+		return l, err
+	}
+	b = b[:bytes.LastIndexByte(b, '\n')+1]
+	b = bytes.TrimSuffix(b, []byte("\n"))
+	return l, json.Unmarshal(b[bytes.LastIndexByte(b, '\n')+1:], &l)
+}
+
 func (g *Guest) output() ([]byte, error) { return os.ReadFile(g.Out) }
 
 // Beats listens for the heartbeats of a program of test/programs, from both

@@ -30,7 +30,8 @@ import (
 //	sum    CRC32C of every page; both ends do it
 //	seal   AES-128-GCM over records of 16 KiB, at both ends; with TLS only
 //	socket one TCP stream between two processes on the two hosts, in writes of 256 KiB; both ends together
-//	place  UFFDIO_COPY into fresh memory, in the best of pieces of 64 KiB, 256 KiB and 1 MiB
+//	place  UFFDIO_COPY into fresh memory, in the best of pieces of 64 KiB, 256 KiB and 1 MiB;
+//	       with Landing process_vm_writev into fresh memory of another process
 //
 // # The ceiling
 //
@@ -40,15 +41,17 @@ import (
 // threads. c is the number of processors, but not above four, as the two bulk
 // lanes have one thread at each end.
 type Limits struct {
-	held   *exec.Cmd
-	out    *os.File
-	mem    *proc.Memory
-	region page.Range
-	sink   *sink
-	buf    []byte // of 1 MiB, outside the heap
-	data   []byte // random pages, likewise
-	aead   cipher.AEAD
-	bytes  int
+	touch   string
+	landing bool
+	held    *exec.Cmd
+	out     *os.File
+	mem     *proc.Memory
+	region  page.Range
+	sink    *sink
+	buf     []byte // of 1 MiB, outside the heap
+	data    []byte // random pages, likewise
+	aead    cipher.AEAD
+	bytes   int
 
 	costs map[string][]float64 // seconds of processor time per GiB, one per turn
 	wire  []float64            // GiB/s of one TCP stream
@@ -60,7 +63,7 @@ var pieces = []int{64 << 10, 256 << 10, 1 << 20}
 // NewLimits makes everything ready to measure with bytes per stage and turn.
 // touch is the compiled TouchSource. Close it before the stage.
 func (s *Stage) NewLimits(touch string, bytes int) (_ *Limits, err error) {
-	l := &Limits{bytes: max(bytes, 1<<20), costs: map[string][]float64{}}
+	l := &Limits{touch: touch, bytes: max(bytes, 1<<20), costs: map[string][]float64{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.Close())
@@ -82,11 +85,11 @@ func (s *Stage) NewLimits(touch string, bytes int) (_ *Limits, err error) {
 	if l.sink, err = s.newSink(); err != nil {
 		return nil, err
 	}
-	return l, l.hold(touch)
+	return l, l.hold()
 }
 
 // hold starts the process that is read.
-func (l *Limits) hold(touch string) (err error) {
+func (l *Limits) hold() (err error) {
 	mib := min(256, l.bytes>>20)
 	l.region = page.Range{Start: touchBase, End: touchBase + page.Addr(mib)<<20}
 	var w *os.File
@@ -94,7 +97,7 @@ func (l *Limits) hold(touch string) (err error) {
 		return err
 	}
 	defer w.Close()
-	cmd := exec.Command(touch, "hold", strconv.Itoa(mib))
+	cmd := exec.Command(l.touch, "hold", strconv.Itoa(mib))
 	cmd.Stdout = w
 	if err := cmd.Start(); err != nil {
 		return err
@@ -167,6 +170,10 @@ func (l *Limits) Turn(ctx context.Context) error {
 		}
 		l.costs[name] = append(l.costs[name], cost)
 	}
+	place := l.place
+	if l.landing {
+		place = l.land
+	}
 	for _, p := range pieces {
 		cost, err := l.read(p)
 		if err != nil {
@@ -174,7 +181,7 @@ func (l *Limits) Turn(ctx context.Context) error {
 		}
 		name := fmt.Sprintf("read %d KiB", p>>10)
 		l.costs[name] = append(l.costs[name], cost)
-		if cost, err = l.place(p); err != nil {
+		if cost, err = place(p); err != nil {
 			return fmt.Errorf("limits: place: %w", err)
 		}
 		name = fmt.Sprintf("place %d KiB", p>>10)

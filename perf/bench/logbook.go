@@ -24,12 +24,14 @@ type logBook struct {
 	lines []string // since the last take
 	steps []Step
 	ended map[string]bool // "id role" of migrations
-	died  string          // of a pager that ended by itself: no figure holds then
-	more  chan struct{}   // closed and replaced at every line
+	// switched is when a migration's process ran at its destination.
+	switched map[string]time.Time
+	died     string        // of a pager that ended by itself: no figure holds then
+	more     chan struct{} // closed and replaced at every line
 }
 
 func newLogBook() *logBook {
-	return &logBook{ended: map[string]bool{}, more: make(chan struct{})}
+	return &logBook{ended: map[string]bool{}, switched: map[string]time.Time{}, more: make(chan struct{})}
 }
 
 // Write is called by the goroutine that copies the daemon's output.
@@ -62,11 +64,13 @@ func (b *logBook) line(line string) {
 		b.died = line
 	}
 	fields := parseLog(line)
-	var msg, step, id, role string
+	var msg, step, id, role, at string
 	for _, f := range fields {
 		switch f.key {
 		case "msg":
 			msg = f.value
+		case "time":
+			at = f.value
 		case "step":
 			step = f.value
 		case "migration":
@@ -78,6 +82,9 @@ func (b *logBook) line(line string) {
 	if msg == "finished" {
 		b.ended[id+" "+role] = true
 		return
+	}
+	if t, err := time.Parse(time.RFC3339Nano, at); msg == "switched" && err == nil {
+		b.switched[id] = t
 	}
 	for _, f := range fields {
 		// A bare number is no time.
@@ -131,6 +138,14 @@ func (b *logBook) finished(ctx context.Context, id, role string) ([]Step, error)
 			return nil, fmt.Errorf("its daemon has not logged the end of migration %s: %w", id, ctx.Err())
 		}
 	}
+}
+
+// ranAt is when the process of a migration, which has finished, ran at its
+// destination, as its source heard; zero where the log does not say.
+func (b *logBook) ranAt(id string) time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.switched[id]
 }
 
 // last is the last line, for error messages.

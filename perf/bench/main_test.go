@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pageferry/pageferry/appliance"
 	"github.com/pageferry/pageferry/internal/testutil"
 )
 
@@ -102,6 +103,7 @@ type scale struct {
 	move     uint64 // of BenchmarkThroughput
 	limits   int    // bytes per stage and turn
 	memory   []uint64
+	rates    []int // MiB/s dirtied, in BenchmarkPrecopy
 	allModes bool
 }
 
@@ -110,15 +112,15 @@ const mib = 1 << 20
 var (
 	full = scale{
 		redis: []uint64{256 * mib, 1 * GiB, 2 * GiB, 4 * GiB}, gap: 2 * GiB, threads: 200, stages: 2 * GiB, touches: 1000,
-		load: GiB, move: 4 * GiB, limits: 256 * mib, memory: []uint64{GiB, 4 * GiB}, allModes: true,
+		load: GiB, move: 4 * GiB, limits: 256 * mib, memory: []uint64{GiB, 4 * GiB}, rates: []int{390, 1560}, allModes: true,
 	}
 	short = scale{
 		redis: []uint64{256 * mib, 1 * GiB}, gap: 256 * mib, threads: 200, stages: 256 * mib, touches: 500,
-		load: 256 * mib, move: GiB, limits: 64 * mib, memory: []uint64{256 * mib, GiB}, allModes: true,
+		load: 256 * mib, move: GiB, limits: 64 * mib, memory: []uint64{256 * mib, GiB}, rates: []int{390, 1560}, allModes: true,
 	}
 	tiny = scale{
 		redis: []uint64{8 * mib}, gap: 4 * mib, threads: 20, stages: 4 * mib, touches: 50,
-		load: 8 * mib, move: 8 * mib, limits: mib, memory: []uint64{8 * mib},
+		load: 8 * mib, move: 8 * mib, limits: mib, memory: []uint64{8 * mib}, rates: []int{4},
 	}
 )
 
@@ -193,11 +195,31 @@ func (m *meter) touch() string {
 // move is Stage.Move that must work.
 func (m *meter) move(s *Stage, g *Guest, mode string) Hop {
 	m.Helper()
+	return m.moveAs(s, g, appliance.MigrateRequest{Mode: mode})
+}
+
+// moveAs is Stage.MoveAs that must work.
+func (m *meter) moveAs(s *Stage, g *Guest, req appliance.MigrateRequest) Hop {
+	m.Helper()
+	h, moved := m.tryMove(s, g, req)
+	if !moved {
+		m.Fatal(h.Report.Reason)
+	}
+	return h
+}
+
+// tryMove is Stage.MoveAs that may end with the guest where it was.
+func (m *meter) tryMove(s *Stage, g *Guest, req appliance.MigrateRequest) (h Hop, moved bool) {
+	m.Helper()
 	b, err := g.Back()
 	m.must(err)
-	h, err := s.Move(m.ctx, g, mode)
-	m.must(errors.Join(err, b.Release()))
-	return h
+	h, err = s.MoveAs(m.ctx, g, req)
+	m.must(b.Release())
+	if errors.Is(err, ErrNotMoved) {
+		return h, false
+	}
+	m.must(err)
+	return h, true
 }
 
 func sizeName(bytes uint64) string {
@@ -219,6 +241,7 @@ func TestBenchmarks(t *testing.T) {
 		list func(scale) []benchmark
 	}{
 		{"Switch", switches}, {"Stages", stagesList}, {"Fault", faults}, {"Throughput", throughputs}, {"Memory", memories},
+		{"Precopy", precopies},
 	} {
 		for _, one := range group.list(tiny) {
 			t.Run(group.name+"/"+one.name, func(t *testing.T) {

@@ -211,8 +211,17 @@ func (g *Guest) said(ctx context.Context, p *lab.Program, text string, limit tim
 	}, func() error { return fmt.Errorf("it ended: %s", strings.TrimSpace(read())) })
 }
 
+// ErrNotMoved: the migration failed, and the guest runs on where it was.
+var ErrNotMoved = errors.New("not moved")
+
 // Move migrates g to the other host, and returns when all of it is there.
 func (s *Stage) Move(ctx context.Context, g *Guest, mode string) (Hop, error) {
+	return s.MoveAs(ctx, g, appliance.MigrateRequest{Mode: mode})
+}
+
+// MoveAs is Move with more options; who and where to is filled in. With
+// ErrNotMoved the Hop has the report and nothing else.
+func (s *Stage) MoveAs(ctx context.Context, g *Guest, req appliance.MigrateRequest) (Hop, error) {
 	from, to := s.Hosts()
 	if g.Host == to {
 		from, to = to, from
@@ -228,15 +237,19 @@ func (s *Stage) Move(ctx context.Context, g *Guest, mode string) (Hop, error) {
 	if err != nil {
 		return Hop{}, err
 	}
-	rep, err := s.api[from.Name()].Migrate(ctx, appliance.MigrateRequest{PID: g.PID, To: to.Addr().String(), Mode: mode, TCP: "close"})
+	req.PID, req.To, req.TCP = g.PID, to.Addr().String(), "close"
+	rep, err := s.api[from.Name()].Migrate(ctx, req)
 	if err == nil {
 		rep, err = s.api[from.Name()].Watch(ctx, rep.ID, nil)
 	}
 	if err == nil && rep.Outcome != appliance.OutcomeDone {
 		err = fmt.Errorf("%s: %s", rep.Outcome, rep.Reason)
+		if rep.Outcome == appliance.OutcomeFailed {
+			err = fmt.Errorf("%w: %w", ErrNotMoved, err)
+		}
 	}
 	if err != nil {
-		return Hop{}, fmt.Errorf("pid %d of host %s to host %s: %w", g.PID, from.Name(), to.Name(), err)
+		return Hop{Report: rep}, fmt.Errorf("pid %d of host %s to host %s: %w", g.PID, from.Name(), to.Name(), err)
 	}
 	g.Host, g.PID = to, rep.DestPID
 	h := Hop{Report: rep}
@@ -247,6 +260,11 @@ func (s *Stage) Move(ctx context.Context, g *Guest, mode string) (Hop, error) {
 		}
 		h.Steps = append(h.Steps, steps...)
 	}
+	ran := s.logs[from.Name()].ranAt(rep.ID)
+	if ran.IsZero() {
+		return Hop{}, fmt.Errorf("host %s: its daemon has not logged the switch of migration %s", from.Name(), rep.ID)
+	}
+	h.Running = ran.Sub(rep.Started)
 	if h.SourceCPU, err = sourceCPU(from); err != nil {
 		return Hop{}, err
 	}
@@ -260,6 +278,8 @@ func (s *Stage) Move(ctx context.Context, g *Guest, mode string) (Hop, error) {
 // Hop is one migration.
 type Hop struct {
 	Report appliance.Report
+	// Running is from the request until the process ran at the destination.
+	Running time.Duration
 	// Steps is how long parts of it took, as the daemons' logs have it.
 	Steps []Step
 	// SourceCPU and DestCPU are the processor time that the source's daemon and
@@ -269,6 +289,17 @@ type Hop struct {
 
 // Downtime is freeze to running as the daemon reports it.
 func (h *Hop) Downtime() time.Duration { return millis(h.Report.DowntimeMS) }
+
+// Whole is from the request until the process ran at the destination and all its
+// pages were there. What the source still does, such as freeing its copy, is not
+// in it.
+func (h *Hop) Whole() time.Duration { return h.Running + max(0, h.Resident()-h.Downtime()) }
+
+// SentPages is how often any page with content was sent, as it is or in less.
+func (h *Hop) SentPages() uint64 {
+	s := &h.Report.Saved
+	return s.Raw.Pages + s.LZ4.Pages + s.Delta.Pages + s.Same.Pages
+}
 
 // Resident is freeze to the last page.
 func (h *Hop) Resident() time.Duration { return millis(h.Report.ResidentMS) }

@@ -95,6 +95,20 @@ func (m *meter) keep(what string, size uint64, v float64) {
 	book.medians[growthKey(what, size)] = v
 }
 
+// remember keeps a median for later benchmarks of the run, recall gives it back; 0
+// where there is none.
+func (m *meter) remember(what string, v float64) {
+	book.mu.Lock()
+	defer book.mu.Unlock()
+	book.medians[what] = v
+}
+
+func (m *meter) recall(what string) float64 {
+	book.mu.Lock()
+	defer book.mu.Unlock()
+	return book.medians[what]
+}
+
 // judgeGrowth compares 4 GiB with 1 GiB.
 func (m *meter) judgeGrowth(key, what string) {
 	book.mu.Lock()

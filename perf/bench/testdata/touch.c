@@ -5,6 +5,7 @@
 //	                           touches every page once, in scattered order, all
 //	                           threads at once; again after the next move
 //	touch hold MIB             maps and fills the region, and waits: a source
+//	touch fresh MIB            maps the region, does not touch it, and waits
 //	touch arrive MIB           registers the empty region with a userfaultfd that
 //	                           it hands out on descriptor 3; for every number N
 //	                           that comes there it touches N pages and answers
@@ -341,8 +342,8 @@ int main(int argc, char **argv)
 		return local(argc, argv);
 	if (strcmp(what, "pingpong") == 0)
 		return pingpong(argc, argv);
-	if (strcmp(what, "hold") == 0 && argc == 3) {
-		map_region(argv[2], 1);
+	if ((strcmp(what, "hold") == 0 || strcmp(what, "fresh") == 0) && argc == 3) {
+		map_region(argv[2], strcmp(what, "hold") == 0);
 		printf("ready\n");
 		fflush(stdout);
 		for (;;)
