@@ -44,6 +44,8 @@ func (p *process) Track(ctx context.Context) (string, error) {
 		p.log.Info("dirty pages could be found better", "pid", p.pid, "method", l.Method, "err", l.Err)
 	}
 	if err != nil {
+		p.s.Untracked()
+		p.running.Store(false)
 		return "", gone(err)
 	}
 	p.tracker = t

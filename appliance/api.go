@@ -61,12 +61,14 @@ type MigrateRequest struct {
 	DryRun bool `json:"dry_run,omitempty"`
 }
 
-// DryRunReport says what would happen, nothing having been touched.
+// DryRunReport says what would happen.
 type DryRunReport struct {
 	Inspection  Inspection `json:"inspection"`
 	Destination string     `json:"destination"` // its name, or its address
 	// Reasons why the destination would refuse; none: it would take it.
 	Reasons []string `json:"reasons"`
+	// Outlook is nil where it cannot or would not be taken.
+	*Outlook
 }
 
 // DaemonInfo says who answers.

@@ -86,8 +86,8 @@ func (c *Client) Migrate(ctx context.Context, req MigrateRequest) (Report, error
 	return r, c.call(ctx, http.MethodPost, "/migrations", req, &r)
 }
 
-// DryRun asks source and destination whether a migration could be, touching
-// nothing.
+// DryRun asks source and destination whether a migration could be, and what it
+// would cost in each mode.
 func (c *Client) DryRun(ctx context.Context, req MigrateRequest) (DryRunReport, error) {
 	var r DryRunReport
 	req.DryRun = true

@@ -75,7 +75,7 @@ type Limits struct {
 
 // Defaults stand where a migration does not say otherwise.
 type Defaults struct {
-	Mode         string `yaml:"mode"`           // postcopy (default), hybrid, precopy or stop
+	Mode         string `yaml:"mode"`           // auto (default), hybrid, precopy, postcopy or stop
 	TCP          string `yaml:"tcp"`            // refuse (default) or close
 	PIDNS        string `yaml:"pidns"`          // auto (default), host or new
 	OnSourceExit string `yaml:"on_source_exit"` // kill (default), exit0 or stop-unit
@@ -108,7 +108,7 @@ func (c Config) WithDefaults(hostname string) Config {
 	set(&c.StateDir, "/var/lib/pageferry")
 	set(&c.RunDir, "/run/pageferry")
 	set(&c.Socket, filepath.Join(c.RunDir, "api.sock"))
-	set(&c.Defaults.Mode, string(migrate.ModePostCopy))
+	set(&c.Defaults.Mode, modeAuto)
 	set(&c.Defaults.TCP, "refuse")
 	set(&c.Defaults.PIDNS, "auto")
 	set(&c.Defaults.OnSourceExit, "kill")
@@ -209,7 +209,7 @@ func (c *Config) Validate() error {
 		return bad("defaults.max_bandwidth", "%v", err)
 	}
 	for _, e := range []error{
-		oneOf("defaults.mode", c.Defaults.Mode, string(migrate.ModePostCopy), string(migrate.ModeHybrid), string(migrate.ModePreCopy), string(migrate.ModeStop)),
+		oneOf("defaults.mode", c.Defaults.Mode, modeAuto, string(migrate.ModeHybrid), string(migrate.ModePreCopy), string(migrate.ModePostCopy), string(migrate.ModeStop)),
 		oneOf("defaults.tcp", c.Defaults.TCP, "refuse", "close"),
 		oneOf("defaults.pidns", c.Defaults.PIDNS, "auto", "host", "new"),
 		oneOf("defaults.on_source_exit", c.Defaults.OnSourceExit, "kill", "exit0", "stop-unit"),

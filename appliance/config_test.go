@@ -16,7 +16,7 @@ func TestConfigErrorsSayWhereAndWhat(t *testing.T) {
 		{"no unit", "insecure: true\nwindow: 256\n", "f.yaml:2:9: \"256\" has no unit; write 256B, 256KiB"},
 		{"wrong unit", "insecure: true\nlimits:\n  memory_reserve: 1GB\n", "f.yaml:3:19: \"1GB\": the unit \"GB\" is not known; write 1GiB"},
 		{"wrong type", "insecure: true\nbulk_lanes: many\n", "f.yaml:2:13: "},
-		{"mode", "insecure: true\ndefaults:\n  mode: precpy\n", "f.yaml:3:9: defaults.mode: \"precpy\" is not known; it is one of postcopy, hybrid, precopy, stop"},
+		{"mode", "insecure: true\ndefaults:\n  mode: precpy\n", "f.yaml:3:9: defaults.mode: \"precpy\" is not known; it is one of auto, hybrid, precopy, postcopy, stop"},
 		{"bandwidth", "insecure: true\ndefaults:\n  max_bandwidth: 10GB\n", "f.yaml:3:18: defaults.max_bandwidth: \"10GB\": the unit \"GB\" is not known; write 10Gbit"},
 		{"bandwidth without unit", "insecure: true\ndefaults: {max_bandwidth: 10}\n", "unit is missing"},
 		{"range", "insecure: true\nwindow: 1GiB\n", "f.yaml:2:9: window: 1GiB is not between"},
@@ -50,7 +50,7 @@ func TestConfigDefaults(t *testing.T) {
 	}
 	d := c.WithDefaults("here")
 	if d.Name != "here" || d.Listen != ":7300" || d.Socket != DefaultSocket || d.PageLanes != "plain" ||
-		d.BulkLanes != 2 || d.Window != 256<<10 || d.Defaults.Mode != "postcopy" {
+		d.BulkLanes != 2 || d.Window != 256<<10 || d.Defaults.Mode != "auto" {
 		t.Fatalf("defaults are %+v", d)
 	}
 	if err := d.Validate(); err != nil {

@@ -49,8 +49,8 @@ type links interface {
 	// send runs the source's side to its end. It keeps m's report up to date
 	// and says in the end what came out.
 	send(ctx context.Context, m *migration, to string, p migrate.Process, o migrate.Offer, opts SourceOptions) (Outcome, error)
-	// ask puts an offer to a destination and takes it back.
-	ask(ctx context.Context, to string, o migrate.Offer) (name string, reasons []string, err error)
+	// rehearse puts an offer to a destination, measures, and takes it back.
+	rehearse(ctx context.Context, to string, p migrate.Process, o migrate.Offer, opts SourceOptions) (migrate.Rehearsal, error)
 	// resolve carries out a person's decision about a migration, of which rep is
 	// the last that was heard.
 	resolve(ctx context.Context, id transport.MigrationID, rep Report, owner string) error
@@ -223,7 +223,7 @@ func (d *Daemon) Migrate(req MigrateRequest) (Report, error) {
 		return Report{}, err
 	}
 	m := newMigration(opts.Migration, RoleSource, Report{
-		Mode: string(opts.Mode), Engine: "native", Trap: "uffd", Transport: "tcp",
+		Mode: opts.modeText(), Engine: "native", Trap: "uffd", Transport: "tcp",
 		SourcePID: req.PID, State: "checking", Peer: req.To, Started: time.Now(),
 		MaxBandwidth: opts.MaxBandwidth, Lanes: opts.BulkLanes,
 	})
@@ -237,7 +237,7 @@ func (d *Daemon) Migrate(req MigrateRequest) (Report, error) {
 	}
 	m.update(func(r *Report) {
 		r.Comm, r.BytesMemory = offer.Comm, offer.MemoryBytes
-		r.Remarks = remarks(req)
+		r.Remarks, r.Predicted = remarks(req), d.foresee(opts, to, offer)
 	})
 	err = d.begin(func(ctx context.Context) {
 		outcome, err := d.links.send(ctx, m, to, p, offer, opts)
@@ -299,37 +299,3 @@ func (d *Daemon) end(m *migration, outcome Outcome, err error) {
 }
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-
-// DryRun inspects the process and asks the destination, touching nothing.
-func (d *Daemon) DryRun(ctx context.Context, req MigrateRequest) (DryRunReport, error) {
-	opts, err := d.options(req)
-	if err != nil {
-		return DryRunReport{}, err
-	}
-	to, err := peerAddress(req.To)
-	if err != nil {
-		return DryRunReport{}, &UsageError{Msg: err.Error()}
-	}
-	in, err := d.engine.Inspect(req.PID, opts)
-	if err != nil {
-		return DryRunReport{}, fmt.Errorf("process %d: %w", req.PID, err)
-	}
-	rep := DryRunReport{Inspection: in, Destination: req.To, Reasons: []string{}}
-	if !in.Movable {
-		return rep, nil
-	}
-	p, offer, err := d.hold(req.PID, opts)
-	if err != nil {
-		return DryRunReport{}, err
-	}
-	defer p.Close()
-	name, reasons, err := d.links.ask(ctx, to, offer)
-	if err != nil {
-		return DryRunReport{}, fmt.Errorf("destination %s: %w", req.To, err)
-	}
-	if name != "" {
-		rep.Destination = name
-	}
-	rep.Reasons = append(rep.Reasons, reasons...)
-	return rep, nil
-}

@@ -90,6 +90,7 @@ type Host interface {
 type SourceOptions struct {
 	Migration transport.MigrationID
 	Mode      migrate.Mode      // "": postcopy
+	Auto      bool              // the model decides whether there are rounds; Mode is hybrid
 	Trap      string            // "" or "auto", "uffd"
 	TCP       string            // "" or "refuse"; "close" closes established connections at the switch
 	Addresses map[string]string // address here -> address there, for listeners

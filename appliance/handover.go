@@ -161,7 +161,7 @@ func (h *handover) source(m *migration, to string, p migrate.Process, o migrate.
 		return nil, nil, err
 	}
 	cfg := h.config(m.id, to, p, o)
-	cfg.Lanes, cfg.MaxDowntime, cfg.Throttle = lanes, opts.MaxDowntime, opts.Throttle
+	cfg.Lanes, cfg.MaxDowntime, cfg.Throttle, cfg.Auto = lanes, opts.MaxDowntime, opts.Throttle, opts.Auto
 	cfg.AddressOrder = opts.AddressOrder
 	cfg.OnProgress = func(p migrate.Progress) { m.update(func(r *Report) { r.follow(p) }) }
 	if hooks, ok := p.(SourceHooks); ok {
@@ -256,19 +256,6 @@ func outcomeOf(m *migration, res migrate.Result, err error) Outcome {
 	return OutcomeFailed // also where it never came to run
 }
 
-func (h *handover) ask(ctx context.Context, to string, o migrate.Offer) (string, []string, error) {
-	id, err := newMigrationID()
-	if err != nil {
-		return "", nil, err
-	}
-	hello, err := migrate.Inquire(ctx, h.config(id, to, nil, o))
-	var refusal *migrate.Refusal
-	if errors.As(err, &refusal) {
-		return hello.Host, refusal.Reasons, nil
-	}
-	return hello.Host, nil, err
-}
-
 // run serves peers until ctx ends, then lets go of what has arrived.
 func (h *handover) run(ctx context.Context, ready func()) error {
 	err := h.net.serve(ctx, ready, incoming{
@@ -347,7 +334,7 @@ func (h *handover) progress(p migrate.Progress) {
 
 // The reasons that migrate gives for an arrival that never was one.
 const (
-	onlyAsked     = "only asked" // migrate.Inquire takes its offer back
+	onlyAsked     = "only asked" // migrate.Rehearse takes its offer back
 	refusedAtOnce = "prepare: "  // refused by Host.Prepare
 )
 

@@ -49,8 +49,11 @@ func (d *Daemon) options(req MigrateRequest) (SourceOptions, error) {
 	if !(req.MaxDowntimeMS >= 0 && req.MaxDowntimeMS < 1e9) || !(o.Throttle >= 0 && o.Throttle < 1) {
 		return usage("a downtime of %v ms or a throttle of %v cannot be", req.MaxDowntimeMS, o.Throttle)
 	}
+	if o.Mode == modeAuto {
+		o.Mode, o.Auto = migrate.ModeHybrid, true
+	}
 	if o.Throttle > 0 && o.Mode != migrate.ModePreCopy {
-		return usage("a throttle steers precopy, the mode is %s", o.Mode)
+		return usage("a throttle steers precopy, the mode is %s", o.modeText())
 	}
 	if o.MaxDowntime > 0 && !o.Mode.Rounds() {
 		return usage("a bound of the downtime steers hybrid and precopy, the mode is %s", o.Mode)
@@ -75,4 +78,15 @@ func (d *Daemon) options(req MigrateRequest) (SourceOptions, error) {
 	}
 	o.MaxBandwidth, _ = ParseBandwidth(limit) // Validate has seen it
 	return o, nil
+}
+
+// modeAuto stands for the choice of the model.
+const modeAuto = "auto"
+
+// modeText is the mode as it was asked for.
+func (o *SourceOptions) modeText() string {
+	if o.Auto {
+		return modeAuto
+	}
+	return string(o.Mode)
 }

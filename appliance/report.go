@@ -77,6 +77,9 @@ type Report struct {
 	// Tracker is how written pages were found, and SwitchReason why the rounds ended.
 	Tracker      string `json:"tracker,omitempty"`
 	SwitchReason string `json:"switch_reason,omitempty"`
+	// Predicted is what was expected of it before the first round: to be held against
+	// what happened.
+	Predicted *migrate.Predicted `json:"predicted,omitempty"`
 	// While rounds go on: which one, pages still to be sent, rates in bytes per
 	// second, what a switch now would cost, and how much the program is slowed.
 	Round      int     `json:"round,omitempty"`

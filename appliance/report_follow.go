@@ -1,6 +1,8 @@
 package appliance
 
 import (
+	"fmt"
+
 	"github.com/pageferry/pageferry/migrate"
 )
 
@@ -46,5 +48,12 @@ func (r *Report) result(s migrate.Result) {
 	r.PagesCompressed = s.Saved.LZ4.Pages + s.Saved.Delta.Pages
 	r.Throttle = s.Throttle
 	r.Tracker, r.SwitchReason = s.Tracker, s.Switch
+	if s.Predicted != nil {
+		r.Predicted = s.Predicted
+	}
+	if s.Chosen != "" {
+		r.Mode = string(s.Chosen)
+		r.Remarks = append(r.Remarks, fmt.Sprintf("mode: %s, chosen by auto: %s", s.Chosen, s.ChosenWhy))
+	}
 	r.Faults = Faults(s.Faults)
 }

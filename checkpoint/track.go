@@ -58,6 +58,14 @@ func (s *Session) Userfault(ctx context.Context) (*os.File, error) {
 	return f, nil
 }
 
+// Untracked takes back what Userfault was told, where the caller cannot use the
+// descriptor: Capture finds what there is by itself.
+func (s *Session) Untracked() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.find, s.program = nil, nil
+}
+
 func (s *Session) userfault(ctx context.Context) (*os.File, error) {
 	// The moment in which the descriptor can be fetched. On a busy host it may not
 	// be enough.

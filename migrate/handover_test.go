@@ -182,21 +182,6 @@ type fullJournals struct{ Journals }
 
 func (fullJournals) Create(Record) (Journal, error) { return nil, ErrNoSpace }
 
-func TestInquire(t *testing.T) {
-	stage(t, ModeStop, func(t *testing.T, s *scene) {
-		l, src := s.newLife()
-		hello, err := Inquire(l.ctx, src.cfg)
-		if err != nil || hello.Host != "b" {
-			t.Fatalf("%+v, %v", hello, err)
-		}
-		time.Sleep(time.Minute)
-		s.want(copyRunning, copyNone)
-		if s.arrival || len(s.disks[RoleDestination].last) != 0 {
-			t.Error("an offer that was only asked about left something")
-		}
-	})
-}
-
 // TestStranger: only the host that a migration came from may speak of it.
 func TestStranger(t *testing.T) {
 	stage(t, ModePostCopy, func(t *testing.T, s *scene) {

@@ -101,7 +101,13 @@ func (p *fakeProcess) Peek(pages *page.Set) (page.Set, error) {
 }
 
 func (a *fakeArrival) Land(ctx context.Context, b Batch) (l Landed, err error) {
-	if err := a.l.work(ctx, 2*time.Millisecond); err != nil {
+	took := 2 * time.Millisecond
+	a.l.w.mu.Lock()
+	if a.l.w.auto { // some links are slow enough to be measured
+		took *= time.Duration(1 + a.l.w.rng.IntN(40))
+	}
+	a.l.w.mu.Unlock()
+	if err := a.l.work(ctx, took); err != nil {
 		return l, err
 	}
 	err = a.op("land", func(w *world) error {

@@ -122,7 +122,7 @@ func (w *world) newSource(l *life) *Source {
 	s, err := NewSource(SourceConfig{
 		ID: modelID, Process: &fakeProcess{l}, Lanes: &fakeLanes{l: l}, Journals: &fakeJournals{l, w.disks[RoleSource]},
 		Dial:    func(ctx context.Context) (transport.Lane, transport.Peer, error) { return w.dial(l) },
-		Address: "b:1", Hello: Hello{PageSize: 4096, Host: "a"}, Offer: Offer{Mode: w.mode, HostPID: 42},
+		Address: "b:1", Hello: Hello{PageSize: 4096, Host: "a"}, Offer: Offer{Mode: w.mode, HostPID: 42}, Auto: w.auto,
 		BeforeCommit: func(context.Context) error { return nil },
 		AtSwitch:     func(context.Context) error { return nil },
 		OnSourceExit: func(context.Context) error { return nil },

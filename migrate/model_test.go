@@ -43,14 +43,19 @@ func TestModelRandom(t *testing.T) {
 		seed, _ = strconv.ParseUint(s, 10, 64)
 	}
 	t.Logf("first seed %d", seed)
-	outcomes := map[Outcome]int{}
+	outcomes, chosen := map[Outcome]int{}, map[Mode]int{}
 	for i := range uint64(*modelRuns) {
-		outcomes[randomRun(t, seed+i)]++
+		res := randomRun(t, seed+i)
+		outcomes[res.Outcome]++
+		chosen[res.Chosen]++
 		if t.Failed() {
 			t.Fatalf("again with: go test ./migrate -run TestModelRandom -model.seed=%d", seed+i)
 		}
 	}
-	t.Logf("outcomes %v", outcomes)
+	t.Logf("outcomes %v, chosen %v", outcomes, chosen)
+	if chosen[ModeHybrid] == 0 || chosen[ModePostCopy] == 0 {
+		t.Errorf("auto never chose hybrid or post-copy: %v", chosen)
+	}
 	for _, o := range []Outcome{OutcomeDone, OutcomeAborted, OutcomeRefused} {
 		if outcomes[o] == 0 {
 			t.Errorf("no run was %s: the model does not reach it", o)
@@ -58,16 +63,17 @@ func TestModelRandom(t *testing.T) {
 	}
 }
 
-func randomRun(t *testing.T, seed uint64) Outcome {
+func randomRun(t *testing.T, seed uint64) Result {
 	rng := rand.New(rand.NewPCG(seed, 2))
 	w := newWorld(seed, []Mode{ModeStop, ModePostCopy, ModePreCopy, ModeHybrid}[rng.IntN(4)])
+	w.auto = w.mode == ModeHybrid && rng.IntN(4) != 0
 	w.chaos, w.faults = true, rng.IntN(12)
 	w.baddisk = rng.IntN(4) == 0
 	if rng.IntN(8) == 0 {
 		w.wipe = []Role{RoleSource, RoleDestination}[rng.IntN(2)]
 	}
 	res, _ := w.run(t)
-	return res.Outcome
+	return res
 }
 
 // TestModelEveryPoint crashes, cuts and stalls at every kill point of either

@@ -65,6 +65,7 @@ type world struct {
 	planned bool           // one of them has happened
 	seen    map[string]int // kill points
 	mode    Mode
+	auto    bool // the model of plan decides about rounds
 	blocked bool // nothing can be dialled
 	wipe    Role // whose journal is lost at a crash
 	wiped   bool

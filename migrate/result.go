@@ -101,6 +101,11 @@ type Result struct {
 	// Throttle is how much of its time the program was kept from running, at most.
 	Throttle float64 `json:"throttle,omitempty"`
 	Faults   Faults  `json:"faults"`
+	// Predicted is what was expected before the first round; nil where nothing was
+	// measured. Chosen is what SourceConfig.Auto came to, and ChosenWhy why.
+	Predicted *Predicted `json:"predicted,omitempty"`
+	Chosen    Mode       `json:"chosen,omitempty"`
+	ChosenWhy string     `json:"chosen_why,omitempty"`
 }
 
 // Progress is a snapshot of a migration that goes on.

@@ -50,6 +50,11 @@ type SourceConfig struct {
 	// switch: what the order of last writes is compared with. Not for use.
 	AddressOrder bool
 
+	// Auto lets the model decide whether rounds pay. The offer says ModeHybrid:
+	// without rounds that is post-copy. Where the process cannot be tracked there
+	// are none.
+	Auto bool
+
 	// BeforeCommit is called with the process held. An error aborts.
 	BeforeCommit func(ctx context.Context) error
 	// AtSwitch is called once COMMIT is durable and sent, and again by a

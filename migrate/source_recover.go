@@ -332,29 +332,3 @@ func (s *Source) decide(ctx context.Context) (Result, error) {
 	}
 	return s.result(OutcomeAborted, cause)
 }
-
-// Inquire is a dry run: it puts an offer to the destination and takes it back.
-// It returns the destination's HELLO, and a *Refusal where it would not.
-func Inquire(ctx context.Context, cfg SourceConfig) (Hello, error) {
-	s := &Source{cfg: cfg, log: cfg.Log, t: cfg.Timeouts.WithDefaults()}
-	if s.log == nil {
-		s.log = discard
-	}
-	s.cfg.Hello.Version = ProtocolVersion
-	if cfg.Journals != nil {
-		s.cfg.Hello.Incarnation = cfg.Journals.Incarnation()
-	}
-	c, err := s.connect(ctx)
-	if err != nil {
-		return Hello{}, err
-	}
-	defer c.close()
-	if _, err := s.offer(ctx, c); err != nil {
-		return c.hello, err
-	}
-	if err := c.send(abortMsg{Reason: "only asked"}); err != nil {
-		return c.hello, nil // it aborts by itself
-	}
-	_, _ = c.recvIn(ctx, s.t.Settle, "aborted")
-	return c.hello, nil
-}

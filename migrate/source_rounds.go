@@ -17,10 +17,6 @@ const (
 	// batchBytes is how much one LAND asks for: what is written again before its
 	// batch is begun is left to the next round.
 	batchBytes = 128 << 20
-	// firstLooks precede the first round, with firstPause between them: they tell
-	// how fast memory is dirtied, and which.
-	firstLooks = 2
-	firstPause = 20 * time.Millisecond
 	// dropRuns is from how many runs of stale pages on the destination gives them up
 	// before the freeze rather than during it.
 	dropRuns = 256
@@ -38,29 +34,48 @@ type rounds struct {
 	content page.Set
 	landed  page.Set // pages that the destination has, right or stale
 	clean   page.Set // those of them that are right, as far as the last look knows
+	written page.Set // what the last look found
+	hot     page.Set // what the first looks found
 	last    Round
 	batches uint32 // LANDs so far
 
-	throttle float64
+	throttle    float64
+	sample      Round   // what was sent to measure the link: part of the first round
+	rate, share float64 // see Measured
 }
 
 // precopy copies memory while the process runs, until it is time to switch. It
-// returns what the destination has not, or not right.
+// returns what the destination has not, or not right; nil where nothing was tracked.
 func (s *Source) precopy(ctx context.Context, c *control) (*rounds, error) {
-	r := &rounds{s: s, c: c}
-	var err error
-	if r.plan, err = plan.NewRounds(plan.Config{
-		MaxDowntime: s.cfg.MaxDowntime, PostCopy: s.rec.Mode == ModeHybrid, MaxThrottle: s.cfg.Throttle,
-	}); err != nil {
-		return nil, err
-	}
-	if err := s.engine("track", func() (err error) { s.res.Tracker, err = s.cfg.Process.Track(ctx); return err }); err != nil {
-		return nil, err
+	start, r := time.Now(), &rounds{s: s, c: c}
+	if err := r.track(ctx); err != nil {
+		return nil, s.untracked(ctx, err)
 	}
 	if err := s.enter(SourceTracking); err != nil {
 		return nil, err
 	}
-	if err := r.begin(ctx); err != nil {
+	if err := r.begin(ctx, firstLooks, firstPause); err != nil {
+		return nil, err
+	}
+	if err := r.probe(ctx); err != nil {
+		return nil, err
+	}
+	if err := r.look(ctx, false); err != nil {
+		return nil, err
+	}
+	m := r.measured(start)
+	goOn, err := r.choose(&m)
+	if err != nil {
+		return nil, err
+	}
+	if !goOn {
+		r.noteSample()
+		return r, r.giveUpStale(ctx)
+	}
+	if r.plan, err = plan.NewRounds(plan.Config{
+		MaxDowntime: s.cfg.MaxDowntime, PostCopy: s.rec.Mode == ModeHybrid, MaxThrottle: s.cfg.Throttle,
+		Curve: m.Curve, WireRate: m.Rate,
+	}); err != nil {
 		return nil, err
 	}
 	for n := 0; ; n++ {
@@ -72,14 +87,15 @@ func (s *Source) precopy(ctx context.Context, c *control) (*rounds, error) {
 			break
 		}
 	}
+	r.noteSample()
 	return r, r.giveUpStale(ctx)
 }
 
 // begin takes the first looks.
-func (r *rounds) begin(ctx context.Context) error {
-	for i := range 1 + firstLooks {
+func (r *rounds) begin(ctx context.Context, looks int, pause time.Duration) error {
+	for i := range 1 + looks {
 		if i > 0 {
-			t := time.NewTimer(firstPause)
+			t := time.NewTimer(pause)
 			select {
 			case <-t.C:
 			case <-ctx.Done():
@@ -89,6 +105,9 @@ func (r *rounds) begin(ctx context.Context) error {
 		}
 		if err := r.look(ctx, i == 0); err != nil {
 			return err
+		}
+		if i > 0 {
+			r.hot = page.Union(&r.hot, &r.written)
 		}
 	}
 	return nil
@@ -111,7 +130,7 @@ func (r *rounds) look(ctx context.Context, first bool) error {
 	r.taken, r.layout, r.content = now, l.Layout, l.Content
 	r.clean = page.Intersection(&r.clean, &l.Content)
 	r.clean = page.Difference(&r.clean, &l.Written)
-	r.last.DirtyPages = l.Written.Pages()
+	r.written, r.last.DirtyPages = note.Written, note.Written.Pages()
 	r.last.elapsed = note.Elapsed
 	return nil
 }
@@ -119,7 +138,7 @@ func (r *rounds) look(ctx context.Context, first bool) error {
 // round decides, and does a round if that is the decision.
 func (r *rounds) round(ctx context.Context, n int) (more bool, err error) {
 	todo := page.Difference(&r.content, &r.clean)
-	state := r.stateTime()
+	state := StateTime(r.s.cfg.Offer.Threads, r.content.Bytes())
 	room := ^uint64(0)
 	if r.s.rec.Mode == ModePreCopy {
 		room = r.plan.Room(state)
@@ -160,15 +179,8 @@ func (r *rounds) round(ctx context.Context, n int) (more bool, err error) {
 	if err := r.look(ctx, false); err != nil {
 		return false, err
 	}
-	r.s.res.Rounds = append(r.s.res.Rounds, r.last)
+	r.s.res.Rounds = append(r.s.res.Rounds, r.withSample(r.last))
 	return true, nil
-}
-
-// stateTime estimates what the switch costs without any page: threads are
-// stopped, captured and rebuilt one by one, and page tables are walked.
-func (r *rounds) stateTime() time.Duration {
-	const base, thread, gib = 15 * time.Millisecond, 250 * time.Microsecond, 6 * time.Millisecond
-	return base + time.Duration(r.s.cfg.Offer.Threads)*thread + time.Duration(float64(r.content.Bytes())/(1<<30)*float64(gib))
 }
 
 // send sends the pages of a round, coldest first.

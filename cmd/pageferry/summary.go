@@ -61,6 +61,9 @@ func printSummary(w io.Writer, r appliance.Report) {
 	if r.Faults.Count > 0 {
 		row("faults", "%d, p50 %.0f us, p99 %.0f us, longest %.0f us", r.Faults.Count, r.Faults.P50us, r.Faults.P99us, r.Faults.MaxUS)
 	}
+	if p := r.Predicted; p != nil {
+		row("predicted", "%s", predictedText(p, &r))
+	}
 	for _, rem := range r.Remarks {
 		row("remark", "%s", rem)
 	}
