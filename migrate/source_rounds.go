@@ -20,6 +20,9 @@ const (
 	// dropRuns is from how many runs of stale pages on the destination gives them up
 	// before the freeze rather than during it.
 	dropRuns = 256
+	// mostHot bounds what is fetched first after the switch: with more than that the
+	// faults say better what is needed.
+	mostHot = 32 << 20
 )
 
 // rounds is the pre-copy of one migration at its source.
@@ -294,13 +297,19 @@ func (r *rounds) giveUpStale(ctx context.Context) error {
 }
 
 // dirty adds to the map of memory what no round brought as it was at the last look.
+// What was written since then is what the program works on: it comes first.
 func (r *rounds) dirty(ms []Memory) []Memory {
 	stale := page.Difference(&r.content, &r.clean)
 	for i := range ms {
-		if ms[i].Space == 0 {
-			ms[i].Dirty = page.Union(&ms[i].Dirty, &stale)
-			return ms
+		m := &ms[i]
+		if m.Space != 0 {
+			continue
 		}
+		if hot := page.Intersection(&m.Dirty, &m.Lazy); hot.Bytes() <= mostHot {
+			m.Hot = page.Union(&m.Hot, &hot)
+		}
+		m.Dirty = page.Union(&m.Dirty, &stale)
+		return ms
 	}
 	return append(ms, Memory{Dirty: stale})
 }

@@ -1,0 +1,44 @@
+package migrate
+
+import (
+	"testing"
+
+	"github.com/pageferry/pageferry/page"
+)
+
+func pages(from, to int) page.Set {
+	return page.NewSet(page.Range{Start: page.Num(from).Addr(), End: page.Num(to).Addr()})
+}
+
+// What goes with the map of memory after rounds: what was written since the last
+// look is dirty and hot, what was not sent is dirty, the rest is neither.
+func TestRoundsDirty(t *testing.T) {
+	r := &rounds{content: pages(0, 100), clean: pages(0, 90)}
+	written := page.NewSet(page.PageOf(page.Num(5).Addr()), page.PageOf(page.Num(95).Addr()), page.PageOf(page.Num(200).Addr()))
+	got := r.dirty([]Memory{{Space: 3}, {Lazy: pages(0, 100), Hot: pages(7, 8), Dirty: written.Clone()}})
+	m := got[1]
+	for n, want := range map[int]struct{ dirty, hot bool }{
+		0: {false, false}, 5: {true, true}, 7: {false, true}, 89: {false, false}, 90: {true, false}, 95: {true, true},
+		200: {true, false}, // not lazy: it does not come by itself
+	} {
+		at := page.Num(n).Addr()
+		if m.Dirty.Contains(at) != want.dirty || m.Hot.Contains(at) != want.hot {
+			t.Errorf("page %d: dirty %v, hot %v", n, m.Dirty.Contains(at), m.Hot.Contains(at))
+		}
+	}
+	if len(got) != 2 || !got[0].Dirty.Empty() {
+		t.Errorf("another address space: %+v", got[0])
+	}
+	// Much that was written lately is no hint.
+	r = &rounds{content: pages(0, 1<<20), clean: pages(0, 1<<20)}
+	got = r.dirty([]Memory{{Lazy: pages(0, 1<<20), Dirty: pages(0, mostHot>>page.Shift+1)}})
+	if !got[0].Hot.Empty() {
+		t.Errorf("%d hot pages", got[0].Hot.Pages())
+	}
+	// The destination must hear of what was not sent, also where the map has no part
+	// for it.
+	r = &rounds{content: pages(0, 10), clean: pages(0, 9)}
+	if got = r.dirty(nil); len(got) != 1 || got[0].Dirty.Pages() != 1 {
+		t.Errorf("%+v", got)
+	}
+}
