@@ -297,3 +297,24 @@ func TestRegisteredByProgram(t *testing.T) {
 		}
 	}
 }
+
+// Memory takes the place of other memory of the same kind: where it lies alike in
+// its huge pages the kernel moves whole page tables and touches no entry.
+func TestMovedOnto(t *testing.T) {
+	each(t, func(t *testing.T, p *dirtytest.Program, s *dirtytest.Shadow, _ dirty.Method) {
+		from, to := p.Area("thp", 3*whole/page.Size), p.Area("thp", 3*whole/page.Size)
+		for _, a := range []dirtytest.Area{from, to} {
+			p.Do("advise %x %d 15", uint64(a.Start), a.Pages()) // MADV_NOHUGEPAGE
+			p.Do("advise %x %d 4", uint64(a.Start), a.Pages())
+			p.Poke(a.Range, 2)
+		}
+		p.Poke(from.Range, 2) // so that they differ
+		s.Round()
+		s.Round()
+		p.Do("onto %x %d %x", uint64(from.Start), from.Pages(), uint64(to.Start))
+		got := s.Round()
+		if n := got.Written.BytesIn(to.Range); n < to.Bytes()/2 || got.Content.BytesIn(from.Range) != 0 {
+			t.Errorf("%d pages told of %d that were moved", n>>page.Shift, to.Pages()/2)
+		}
+	})
+}

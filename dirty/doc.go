@@ -7,7 +7,8 @@
 // until then, and what is written later is told the next time. So a page that is
 // read while the program writes it is read again, and none is missed.
 //
-// There are three trackers, of which [Probe] says which this host has:
+// There are three methods. [New] takes the best that works and says why not a
+// better one; [Probe] says what this host has.
 //
 //   - wp-async: a userfaultfd of the process itself write-protects its pages, and
 //     the kernel takes the protection away at the first write, without waking
@@ -15,16 +16,34 @@
 //     all protection with it, when the descriptor is closed: also by the death of
 //     the program that holds it.
 //   - soft-dirty: the kernel's own bit (Documentation/admin-guide/mm/soft-dirty.rst),
-//     where it was built in. It has one user at a time for each process.
-//   - hash: pages are read and compared by a hash. It works everywhere and costs
-//     a read of all memory each time.
+//     where it was built in. The process stands still for some milliseconds at
+//     each look. It has one user at a time for each process.
+//   - hash: pages are read and compared with what was sent. It works everywhere and
+//     costs a read of all memory each time.
 //
 // Mappings come and go meanwhile. A mapping that the tracker has not seen before
 // is told whole: everything in it is written. Memory that the program gave up is
 // in nothing that it tells, and so are pages that read as zero because nobody
 // wrote to them: what was sent before and is not content any more is gone.
 //
+// Shared memory (MAP_SHARED|MAP_ANONYMOUS, memfds) is compared by hash whatever the
+// method, page by page of the object: then it does not matter who wrote it, through
+// which mapping, descriptor or process. Private mappings of a memfd are like those
+// of any file: only the pages that the process has changed are its own. System V
+// shared memory, hugetlbfs and shared mappings of files are not told.
+//
+// Whoever sends pages must say what was sent ([Tracker].Sent): a page that is
+// compared is told until it is as it was sent.
+//
+// What a program can notice of wp-async: the first write to each page after a look
+// takes about a microsecond longer, and mappings made between two looks do not
+// join with their neighbours before the second. A program that makes two mappings
+// side by side and moves both by one mremap gets EFAULT in that time. What a device
+// writes to pages that were pinned before a look (O_DIRECT, io_uring's buffers) is
+// seen by hash only.
+//
 // A Tracker has a lock and may be used by any goroutine; Close waits for a look
-// that is going on and is idempotent. It never stops the process; the kernel keeps
-// the process from changing its mappings during each piece of a walk.
+// that is going on and is idempotent. The kernel keeps the process from changing
+// its mappings during each piece of a walk, 128 MiB. A process that calls exec is
+// another one: what was tracked is gone, and it is the caller who must notice.
 package dirty

@@ -26,6 +26,7 @@ func mapping(r page.Range, ino uint64, name string) proc.Mapping {
 // bitsOf is a fake of the kernel's soft-dirty bits.
 type bitsOf struct {
 	content, dirty page.Set
+	shift          uint64 // of frames against addresses
 	stopped        bool
 	t              *testing.T
 }
@@ -41,6 +42,13 @@ func (b *bitsOf) SoftDirty(r page.Range, _ bool, _ uint64, w proc.Walk) error {
 		}
 	}
 	return nil
+}
+
+func (b *bitsOf) Entry(at page.Addr) (proc.Entry, error) {
+	if !b.stopped {
+		b.t.Error("frames are read while the process runs")
+	}
+	return proc.Entry{Present: true, Frame: uint64(at.Page()) + b.shift}, nil
 }
 
 func (b *bitsOf) Close() error { return nil }
@@ -82,6 +90,7 @@ func TestSoftDirtyLogic(t *testing.T) {
 	s, b := softDirtyOn(t)
 	a, c := mapping(pages(10, 20), 0, ""), mapping(pages(30, 40), 0, "[heap]")
 	b.write(pages(10, 15))
+	b.shift = 1
 	check(t, "first", s, []proc.Mapping{a}, pages(10, 15))
 	check(t, "at rest", s, []proc.Mapping{a})
 	b.write(pages(12, 13))
@@ -107,6 +116,15 @@ func TestSoftDirtyLogic(t *testing.T) {
 	big := mapping(page.Range{Start: 1 << 32, End: 1<<32 + 3*mostMapped}, 0, "")
 	b.write(big.Range)
 	check(t, "large", s, []proc.Mapping{a, c, big}, big.Range)
+	check(t, "large, at rest", s, []proc.Mapping{a, c, big})
+	// Other frames, and no bit says so.
+	b.shift = 5000
+	check(t, "moved", s, []proc.Mapping{a, c, big}, append(b.content.Intersect(pages(0, 100)), big.Range)...)
+	check(t, "at rest after the move", s, []proc.Mapping{a, c, big})
+	// None of the pages that are known is left to tell by.
+	b.content = page.NewSet(pages(18, 20))
+	check(t, "nothing to tell by", s, []proc.Mapping{a}, pages(18, 20))
+	check(t, "at rest in the end", s, []proc.Mapping{a})
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}

@@ -16,6 +16,8 @@ import (
 // clearing is lost; clear first, and so is what it wrote before. So it stands
 // still for the two.
 //
+// It also lacks what mremap moves by whole page tables: see tables.
+//
 // The bit of a page is also set where the kernel only knows that its mapping is
 // new or has grown (VM_SOFTDIRTY): a heap that grows is written as a whole.
 type softDirty struct {
@@ -31,11 +33,13 @@ type softDirty struct {
 	shared *shared
 	seen   bool
 	last   []proc.Mapping // at the last look
+	tables tables
 }
 
 // bits is what a softDirty needs of a proc.Pagemap.
 type bits interface {
 	SoftDirty(r page.Range, anon bool, zero uint64, w proc.Walk) error
+	Entry(at page.Addr) (proc.Entry, error)
 	Close() error
 }
 
@@ -101,6 +105,11 @@ func (t *softDirty) collect(maps []proc.Mapping) (Pages, error) {
 		return Pages{}, fmt.Errorf("stop it to read its soft-dirty bits: %w", err)
 	}
 	f, err := t.read(maps)
+	p := f.pages()
+	var more []page.Range
+	if err == nil {
+		more, err = t.tables.moved(maps, &p.Content, &p.Written, t.frame)
+	}
 	if err == nil {
 		err = t.clear()
 	}
@@ -109,8 +118,6 @@ func (t *softDirty) collect(maps []proc.Mapping) (Pages, error) {
 	}
 	// What came after maps was listed has lost its bits unread. So all is written
 	// that was not in the list before.
-	p := f.pages()
-	var more []page.Range
 	for _, r := range fresh(t.last, maps) {
 		more = append(more, p.Content.Intersect(r)...)
 	}
@@ -118,6 +125,11 @@ func (t *softDirty) collect(maps []proc.Mapping) (Pages, error) {
 	p.Written = page.Union(&p.Written, &unread)
 	t.last = maps
 	return p, nil
+}
+
+func (t *softDirty) frame(at page.Addr) (uint64, error) {
+	e, err := t.pm.Entry(at)
+	return e.Frame, err
 }
 
 func (t *softDirty) read(maps []proc.Mapping) (f found, err error) {

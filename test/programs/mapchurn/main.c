@@ -17,6 +17,7 @@
  *   child A N   fork, write N pages from A on in the child, wait for its end
  *   stripes A N     make every second of N pages from A on read-only
  *   share A N       make N private pages from A on shared, with the same content
+ *   onto A N B      move N pages from A on to B, over what is there
  *   nofork      no step forks from now on
  *   quit
  *
@@ -640,6 +641,9 @@ int main(void)
 			memcpy(copy, (void *)x, y * PAGE);
 			need(mmap((void *)x, y * PAGE, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_SHARED | MAP_ANONYMOUS, -1, 0) == (void *)x, "mmap");
 			memcpy((void *)x, copy, y * PAGE);
+			printf("ok\n");
+		} else if (sscanf(line, "onto %lx %lu %lx", &x, &y, &z) == 3) {
+			need(mremap((void *)x, y * PAGE, y * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)z) == (void *)z, "mremap");
 			printf("ok\n");
 		} else if (sscanf(line, "stripes %lx %lu", &x, &y) == 2) {
 			for (size_t i = 0; i < y; i += 2)
