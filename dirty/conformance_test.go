@@ -318,3 +318,80 @@ func TestMovedOnto(t *testing.T) {
 		}
 	})
 }
+
+// Mappings of one kind can be looked at apart from the others.
+func TestKindsApart(t *testing.T) {
+	for _, m := range methods() {
+		t.Run(string(m), func(t *testing.T) {
+			testutil.Require(t, testutil.Root, testutil.AMD64, can(m))
+			testutil.NoLeaks(t)
+			p := dirtytest.Start(t)
+			tr := track(t, p, m)
+			areas := map[string]page.Range{}
+			for _, sort := range []string{"anon", "file", "shared"} {
+				areas[sort] = p.Area(sort, 60).Range
+				p.Poke(areas[sort], 1)
+			}
+			mem, err := proc.OpenMemory(p.Pid())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer mem.Close()
+			look := func(sort string) uint64 {
+				t.Helper()
+				var maps []proc.Mapping
+				for _, m := range p.Maps() {
+					if m.Shared == (sort == "shared") && (m.Shared || (m.Ino == 0) == (sort == "anon")) {
+						maps = append(maps, m)
+					}
+				}
+				got, err := tr.Collect(maps)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for other, r := range areas {
+					if other != sort && got.Content.BytesIn(r)+got.Shared.Content.BytesIn(r) != 0 {
+						t.Errorf("asked for %s, told of %s", sort, other)
+					}
+				}
+				wrote := page.Union(&got.Written, &got.Shared.Written)
+				for _, r := range wrote.Ranges() {
+					b := make([]byte, r.Bytes())
+					if mem.ReadPages([]page.Range{r}, b) == nil {
+						tr.Sent([]page.Range{r}, b)
+					}
+				}
+				return wrote.BytesIn(areas[sort]) >> page.Shift
+			}
+			sorts := []string{"anon", "file", "shared"}
+			for _, sort := range sorts {
+				if n := look(sort); n != 60 {
+					t.Errorf("first look at %s: %d pages of 60", sort, n)
+				}
+			}
+			for range 2 {
+				look("anon")
+				look("file")
+			}
+			for _, sort := range sorts {
+				if n := look(sort); n != 0 {
+					t.Errorf("%s at rest: %d pages told", sort, n)
+				}
+			}
+			for _, sort := range sorts {
+				p.Poke(areas[sort], 6)
+			}
+			look("anon")
+			look("anon")
+			if n := look("file"); n != 10 {
+				t.Errorf("%d pages of a file told, 10 written, before two looks at the others", n)
+			}
+			if n := look("shared"); n != 10 {
+				t.Errorf("%d shared pages told, 10 written", n)
+			}
+			if n := look("anon"); n != 0 {
+				t.Errorf("%d pages told again", n)
+			}
+		})
+	}
+}

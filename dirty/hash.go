@@ -20,7 +20,8 @@ type hash struct {
 	mem    *proc.Memory
 	hashes *hashes
 	shared *shared
-	last   []proc.Mapping
+	anon   hashKind
+	files  hashKind
 }
 
 func newHash(pid int, hashes *hashes, shared *shared) (*hash, error) {
@@ -68,35 +69,65 @@ func (t *hash) Collect(maps []proc.Mapping) (Pages, error) {
 }
 
 func (t *hash) collect(maps []proc.Mapping) (Pages, error) {
+	var p Pages
+	for _, anon := range []bool{false, true} {
+		var of []proc.Mapping
+		for i := range maps {
+			if private(&maps[i]) && anon == (maps[i].Ino == 0) {
+				of = append(of, maps[i])
+			}
+		}
+		if len(of) == 0 {
+			continue // every process has both: it was not asked for
+		}
+		if err := t.kind(anon, of, &p); err != nil {
+			return Pages{}, err
+		}
+	}
+	var err error
+	p.Shared, err = t.shared.collect(maps)
+	return p, err
+}
+
+// hashKind is what is known of anonymous mappings, or of those of files.
+type hashKind struct {
+	last    []proc.Mapping // at the last look
+	content page.Set
+}
+
+// kind looks at the mappings of one kind.
+func (t *hash) kind(anon bool, maps []proc.Mapping, p *Pages) error {
+	k := &t.files
+	if anon {
+		k = &t.anon
+	}
 	// Where a mapping is another one now, the other side makes it anew.
-	for _, r := range fresh(t.last, maps) {
+	for _, r := range fresh(k.last, maps) {
 		t.hashes.forget(r)
 	}
-	t.last = maps
+	k.last = maps
 	var f found
-	all := runs(maps)
-	for i := range all {
-		for k := range all[i].maps {
-			part := all[i].maps[k].Intersect(all[i].Range)
-			c := len(f.content)
-			if err := t.pm.Find(part, all[i].anon, func(r page.Range) { f.content = append(f.content, r) }, f.addGuard); err != nil {
-				return Pages{}, err
-			}
-			for _, r := range f.content[c:] {
-				if err := t.hashes.compare(r, t.read, f.addWritten); err != nil {
-					return Pages{}, err
-				}
+	for i := range maps {
+		c := len(f.content)
+		if err := t.pm.Find(maps[i].Range, anon, func(r page.Range) { f.content = append(f.content, r) }, f.addGuard); err != nil {
+			return err
+		}
+		for _, r := range f.content[c:] {
+			if err := t.hashes.compare(r, t.read, f.addWritten); err != nil {
+				return err
 			}
 		}
 	}
-	p := f.pages()
-	var err error
-	if p.Shared, err = t.shared.collect(maps); err != nil {
-		return Pages{}, err
-	}
-	both := page.Union(&p.Content, &p.Shared.Content)
-	t.hashes.keep(&both)
-	return p, nil
+	now := f.pages()
+	// What is content no longer the other side drops: it is unknown when it comes
+	// back.
+	gone := page.Difference(&k.content, &now.Content)
+	t.hashes.drop(&gone)
+	k.content = now.Content
+	p.Content = page.Union(&p.Content, &now.Content)
+	p.Written = page.Union(&p.Written, &now.Written)
+	p.Guards = page.Union(&p.Guards, &now.Guards)
+	return nil
 }
 
 func (t *hash) read(b []byte, at page.Addr) error {

@@ -134,23 +134,29 @@ func (h *hashes) forget(r page.Range) {
 	}
 }
 
-// keep drops what is known of all that is not in content.
-func (h *hashes) keep(content *page.Set) {
+// drop forgets the pages of gone.
+func (h *hashes) drop(gone *page.Set) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for n, b := range h.blocks {
-		if content.Covers(page.Range{Start: n.Addr(), End: (n + blockPages).Addr()}) {
-			continue
-		}
-		left := false
-		for i := range page.Num(blockPages) {
-			if b[i] != 0 && !content.Contains((n + i).Addr()) {
-				b[i] = 0
+	for _, r := range gone.Ranges() {
+		for n := r.Start.Page(); n < r.End.Page(); {
+			key := n &^ (blockPages - 1)
+			b := h.blocks[key]
+			left := false
+			for ; n < min(r.End.Page(), key+blockPages); n++ {
+				if b != nil {
+					b[n%blockPages] = 0
+				}
 			}
-			left = left || b[i] != 0
-		}
-		if !left {
-			delete(h.blocks, n)
+			if b == nil {
+				continue
+			}
+			for _, v := range b {
+				left = left || v != 0
+			}
+			if !left {
+				delete(h.blocks, key)
+			}
 		}
 	}
 }

@@ -26,6 +26,7 @@ func mapping(r page.Range, ino uint64, name string) proc.Mapping {
 // bitsOf is a fake of the kernel's soft-dirty bits.
 type bitsOf struct {
 	content, dirty page.Set
+	maps           []proc.Mapping
 	shift          uint64 // of frames against addresses
 	stopped        bool
 	t              *testing.T
@@ -65,6 +66,7 @@ func softDirtyOn(t *testing.T) (*softDirty, *bitsOf) {
 		b.stopped = true
 		return func() error { b.stopped = false; return nil }, nil
 	}
+	s.list = func() ([]proc.Mapping, error) { return b.maps, nil }
 	s.clear = func() error {
 		if !b.stopped {
 			t.Error("bits are cleared while the process runs")
@@ -91,13 +93,17 @@ func TestSoftDirtyLogic(t *testing.T) {
 	a, c := mapping(pages(10, 20), 0, ""), mapping(pages(30, 40), 0, "[heap]")
 	b.write(pages(10, 15))
 	b.shift = 1
+	b.maps = []proc.Mapping{a}
 	check(t, "first", s, []proc.Mapping{a}, pages(10, 15))
 	check(t, "at rest", s, []proc.Mapping{a})
 	b.write(pages(12, 13))
 	check(t, "written", s, []proc.Mapping{a}, pages(12, 13))
-	// It has come after the list was read: its bits are cleared unread.
+	// It has come after the caller's list was read, or was not asked for.
+	b.maps = []proc.Mapping{a, c}
 	b.write(pages(30, 33))
 	check(t, "not listed", s, []proc.Mapping{a})
+	b.write(pages(10, 11))
+	check(t, "not listed again", s, []proc.Mapping{a}, pages(10, 11))
 	check(t, "listed", s, []proc.Mapping{a, c}, pages(30, 33))
 	check(t, "at rest again", s, []proc.Mapping{a, c})
 	// After an error nothing is known.
@@ -114,6 +120,7 @@ func TestSoftDirtyLogic(t *testing.T) {
 	check(t, "after an error", s, []proc.Mapping{a, c}, pages(10, 15), pages(30, 33))
 	// A large mapping is read in pieces, each once.
 	big := mapping(page.Range{Start: 1 << 32, End: 1<<32 + 3*mostMapped}, 0, "")
+	b.maps = []proc.Mapping{a, c, big}
 	b.write(big.Range)
 	check(t, "large", s, []proc.Mapping{a, c, big}, big.Range)
 	check(t, "large, at rest", s, []proc.Mapping{a, c, big})
@@ -224,7 +231,8 @@ func TestHashes(t *testing.T) {
 	mem[70*page.Size+4095] = 0
 	// What was dropped is unknown, though it comes back as it was.
 	content := page.NewSet(pages(1000, 1010), pages(1150, 1200))
-	h.keep(&content)
+	gone := page.NewSet(pages(1010, 1150), pages(5000, 5500))
+	h.drop(&gone)
 	if got := differ(); !reflect.DeepEqual(got.Ranges(), []page.Range{pages(1010, 1150)}) {
 		t.Errorf("%v unknown after all but %v was dropped", got.Ranges(), content.Ranges())
 	}

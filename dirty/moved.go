@@ -25,7 +25,7 @@ type seenPage struct {
 
 const (
 	tableBytes = 2 << 20
-	watched    = 4 // pages of each table
+	watched    = 6 // pages of each table
 )
 
 // moved returns the parts of content that may have been moved in since it was
@@ -75,7 +75,8 @@ func (t *tables) look(part page.Range, own []page.Range, dirty *page.Set, frame 
 		}
 	}
 	for k := page.Addr(0); k < watched && len(list) < watched; k++ {
-		want := part.Start + page.Addr(part.Bytes())/watched*k
+		// Not at even distances: programs write at such.
+		want := part.Start + page.Addr(part.Bytes())/watched*k + (2*k*k+k+1)*page.Size
 		for _, r := range own {
 			if r.End <= want {
 				continue
@@ -90,6 +91,10 @@ func (t *tables) look(part page.Range, own []page.Range, dirty *page.Set, frame 
 			}
 			break
 		}
+	}
+	if len(list) == 0 { // a few pages at the begin
+		f, err := frame(own[0].Start)
+		return []seenPage{{own[0].Start, f}}, same, err
 	}
 	return list, same, nil
 }

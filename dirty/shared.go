@@ -66,21 +66,16 @@ func (s *shared) forget() {
 	}
 }
 
-func (s *shared) keep(content *page.Set) {
-	if s != nil {
-		s.hashes.keep(content)
-	}
-}
-
 func (s *shared) sent(rs []page.Range, buf []byte) {
 	if s != nil {
 		s.hashes.sent(rs, buf, &s.content)
 	}
 }
 
-// collect looks at the objects in maps.
+// collect looks at the objects in maps. Where it has no shared mapping at all
+// nobody asked for them.
 func (s *shared) collect(maps []proc.Mapping) (Shared, error) {
-	if s == nil {
+	if s == nil || !slices.ContainsFunc(maps, func(m proc.Mapping) bool { return m.Shared }) {
 		return Shared{}, nil
 	}
 	now := map[objectKey][]view{}
@@ -125,6 +120,8 @@ func (s *shared) collect(maps []proc.Mapping) (Shared, error) {
 		}
 	}
 	out := Shared{Content: page.NewSet(f.content...), Written: page.NewSet(f.written...)}
+	gone := page.Difference(&s.content, &out.Content)
+	s.hashes.drop(&gone)
 	s.content = out.Content
 	return out, nil
 }

@@ -21,18 +21,19 @@ import (
 // The bit of a page is also set where the kernel only knows that its mapping is
 // new or has grown (VM_SOFTDIRTY): a heap that grows is written as a whole.
 type softDirty struct {
-	pid  int
-	stop Stop
-	pm   bits
-	// clear clears the bits of the process.
-	clear func() error
-	zero  uint64 // frame of the shared zero page, if known
+	pid   int
+	stop  Stop
+	pm    bits
+	clear func() error                   // clears the bits of the process
+	list  func() ([]proc.Mapping, error) // of its mappings
+	zero  uint64                         // frame of the shared zero page, if known
 
 	mu     sync.Mutex
 	closed bool
 	shared *shared
 	seen   bool
 	last   []proc.Mapping // at the last look
+	untold untold
 	tables tables
 }
 
@@ -49,7 +50,8 @@ func newSoftDirty(pid int, stop Stop, shared *shared) (*softDirty, error) {
 		return nil, err
 	}
 	return &softDirty{pid: pid, stop: stop, pm: pm, zero: zeroFrame(), shared: shared,
-		clear: func() error { return clearSoftDirty(pid) }}, nil
+		clear: func() error { return clearSoftDirty(pid) },
+		list:  func() ([]proc.Mapping, error) { return proc.ReadMaps(pid) }}, nil
 }
 
 // clearSoftDirty clears the bits of all pages of a process: proc_pid_clear_refs(5).
@@ -85,11 +87,7 @@ func (t *softDirty) Collect(maps []proc.Mapping) (Pages, error) {
 	}
 	p, err := t.collect(maps)
 	if err == nil {
-		if !t.seen {
-			p.Written = p.Content.Clone()
-		}
 		p.Shared, err = t.shared.collect(maps)
-		t.shared.keep(&p.Shared.Content)
 	}
 	t.seen = err == nil
 	if err != nil {
@@ -99,30 +97,52 @@ func (t *softDirty) Collect(maps []proc.Mapping) (Pages, error) {
 	return p, nil
 }
 
-func (t *softDirty) collect(maps []proc.Mapping) (Pages, error) {
+func (t *softDirty) collect(asked []proc.Mapping) (Pages, error) {
 	resume, err := t.stop()
 	if err != nil {
 		return Pages{}, fmt.Errorf("stop it to read its soft-dirty bits: %w", err)
 	}
-	f, err := t.read(maps)
-	p := f.pages()
-	var more []page.Range
-	if err == nil {
-		more, err = t.tables.moved(maps, &p.Content, &p.Written, t.frame)
-	}
+	p, err := t.read()
 	if err == nil {
 		err = t.clear()
 	}
 	if err := errors.Join(err, resume()); err != nil {
 		return Pages{}, err
 	}
-	// What came after maps was listed has lost its bits unread. So all is written
-	// that was not in the list before.
+	if !t.seen {
+		p.Written = p.Content.Clone()
+	}
+	// All bits are cleared, also those of what nobody asked for.
+	t.untold.restrict(&p, asked)
+	return p, nil
+}
+
+// read reads the bits of all private mappings there are. The process stands still.
+func (t *softDirty) read() (Pages, error) {
+	maps, err := t.list()
+	if err != nil {
+		return Pages{}, err
+	}
+	var f found
+	all := runs(maps)
+	for i := range all {
+		w := proc.Walk{Content: f.addContent, Written: f.addWritten, Guard: f.addGuard}
+		if err := t.pm.SoftDirty(all[i].Range, all[i].anon, t.zero, w); err != nil {
+			return Pages{}, err
+		}
+	}
+	p := f.pages()
+	more, err := t.tables.moved(maps, &p.Content, &p.Written, t.frame)
+	if err != nil {
+		return Pages{}, err
+	}
+	// New mappings are marked as a whole (VM_SOFTDIRTY), but some kernels lose the
+	// mark where they join them to others.
 	for _, r := range fresh(t.last, maps) {
 		more = append(more, p.Content.Intersect(r)...)
 	}
-	unread := page.NewSet(more...)
-	p.Written = page.Union(&p.Written, &unread)
+	unmarked := page.NewSet(more...)
+	p.Written = page.Union(&p.Written, &unmarked)
 	t.last = maps
 	return p, nil
 }
@@ -130,21 +150,6 @@ func (t *softDirty) collect(maps []proc.Mapping) (Pages, error) {
 func (t *softDirty) frame(at page.Addr) (uint64, error) {
 	e, err := t.pm.Entry(at)
 	return e.Frame, err
-}
-
-func (t *softDirty) read(maps []proc.Mapping) (f found, err error) {
-	all := runs(maps)
-	for i := range all {
-		for k := range all[i].maps {
-			// One by one: what lies between mappings is in no look of this list.
-			part := all[i].maps[k].Intersect(all[i].Range)
-			w := proc.Walk{Content: f.addContent, Written: f.addWritten, Guard: f.addGuard}
-			if err := t.pm.SoftDirty(part, all[i].anon, t.zero, w); err != nil {
-				return f, err
-			}
-		}
-	}
-	return f, nil
 }
 
 // fresh returns the parts of the private mappings of now that were not in such a

@@ -49,9 +49,12 @@ type Shared struct {
 // Tracker tracks the pages of one process.
 type Tracker interface {
 	Method() Method
-	// Collect looks at the mappings in maps, which the caller has just
-	// read, and begins a new interval for what it tells. After an error nothing is
-	// known any more: the next look that works tells all content as written.
+	// Collect looks at the mappings in maps, which the caller has just read, and
+	// begins a new interval for what it tells. maps are all mappings of the process,
+	// or all anonymous ones, all private ones of files, all shared ones: what is
+	// known of the other kinds remains, though looking at them apart costs more.
+	// After an error nothing is known any more: the next look that works tells all
+	// content as written.
 	Collect(maps []proc.Mapping) (Pages, error)
 	// Peek returns those of pages that were written since the last Collect, as far
 	// as that can be told cheaply, and changes nothing: what it returns need not be
@@ -97,6 +100,29 @@ func (f *found) pages() Pages {
 	return Pages{Content: page.NewSet(f.content...), Written: page.NewSet(f.written...), Guards: page.NewSet(f.guards...)}
 }
 
+// untold is what a look has found written outside the mappings that it was asked
+// for, such as those that came after they were listed. It is kept until somebody
+// asks for them.
+type untold struct{ written page.Set }
+
+// restrict leaves in p what is in maps.
+func (u *untold) restrict(p *Pages, maps []proc.Mapping) {
+	var in page.Set
+	for i := range maps {
+		if private(&maps[i]) {
+			in.Add(maps[i].Range)
+		}
+	}
+	before := page.Intersection(&u.written, &in)
+	out, more := page.Difference(&u.written, &in), page.Difference(&p.Written, &in)
+	u.written = page.Union(&out, &more)
+	p.Content = page.Intersection(&p.Content, &in)
+	p.Guards = page.Intersection(&p.Guards, &in)
+	p.Written = page.Intersection(&p.Written, &in)
+	before = page.Intersection(&before, &p.Content)
+	p.Written = page.Union(&p.Written, &before)
+}
+
 // run is a stretch of the address space in which all mappings are private and
 // either none or all of them are of files. What lies between them is free.
 type run struct {
@@ -117,7 +143,16 @@ const farApart = 1 << 30
 
 // runs groups the private mappings, and cuts large ones into pieces: a call for
 // each of many small ones would cost more than the walk of what is in them.
+//
+// Where maps has mappings of one kind only, others may lie between them.
 func runs(maps []proc.Mapping) (out []run) {
+	var kinds [2]bool
+	for i := range maps {
+		if private(&maps[i]) {
+			kinds[min(1, maps[i].Ino)] = true
+		}
+	}
+	gaps := kinds[0] && kinds[1]
 	open := false
 	for i := range maps {
 		m := &maps[i]
@@ -130,7 +165,8 @@ func runs(maps []proc.Mapping) (out []run) {
 			if open {
 				last = &out[len(out)-1]
 			}
-			if last == nil || last.anon != (m.Ino == 0) || last.mapped == mostMapped || left.Start-last.End > farApart {
+			if last == nil || last.anon != (m.Ino == 0) || last.mapped == mostMapped ||
+				left.Start != last.End && !gaps || left.Start-last.End > farApart {
 				out = append(out, run{page.Range{Start: left.Start, End: left.Start}, m.Ino == 0, maps[i:i], 0})
 				last, open = &out[len(out)-1], true
 			}

@@ -30,7 +30,8 @@ type wp struct {
 	uffd   *os.File // nil once closed
 	pm     *proc.Pagemap
 	shared *shared // nil where it is not asked for
-	seen   bool    // a look has worked since the start, or since an error
+	untold untold
+	seen   bool // a look has worked since the start, or since an error
 }
 
 // newWP takes ownership of uffd, also when it fails.
@@ -85,8 +86,8 @@ func (t *wp) Collect(maps []proc.Mapping) (Pages, error) {
 		if !t.seen {
 			p.Written = p.Content.Clone()
 		}
+		t.untold.restrict(&p, maps)
 		p.Shared, err = t.shared.collect(maps)
-		t.shared.keep(&p.Shared.Content)
 	}
 	t.seen = err == nil
 	if err != nil {
