@@ -3,6 +3,7 @@ package appliance
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync/atomic"
 
 	"github.com/pageferry/pageferry/appliance/pager"
@@ -21,6 +22,9 @@ type tracked struct {
 	// of the map of memory is there.
 	written page.Set
 	slow    throttle
+	// laid is what the Look before has laid out, by the kind of mapping: of one kind
+	// the destination keeps what is still there.
+	laid map[string]page.Set
 }
 
 // Throttle stops the process for that part of its time.
@@ -118,9 +122,29 @@ func (p *process) Look(context.Context) (migrate.Look, error) {
 	for i := range vmas {
 		listed.Add(vmas[i].Range)
 	}
-	l := migrate.Look{Content: page.Intersection(&found.Content, &listed), Written: page.Intersection(&found.Written, &listed)}
+	l := migrate.Look{Content: page.Intersection(&found.Content, &listed), Written: page.Intersection(&found.Written, &listed), Remade: p.remade(vmas)}
 	l.Layout, err = image.EncodeLayout(vmas)
 	return l, err
+}
+
+// remade notes a layout and returns where it has no mapping, or one of another
+// kind, and the one before it had one.
+func (p *process) remade(vmas []image.VMA) page.Set {
+	now := map[string]page.Set{}
+	for i := range vmas {
+		kind := strings.Join(vmas[i].Flags, " ")
+		set := now[kind]
+		set.Add(vmas[i].Range)
+		now[kind] = set
+	}
+	var out page.Set
+	for kind, had := range p.laid {
+		has := now[kind]
+		gone := page.Difference(&had, &has)
+		out = page.Union(&out, &gone)
+	}
+	p.laid = now
+	return out
 }
 
 // settledFlags are those of a mapping that are settled when it is made.

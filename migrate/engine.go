@@ -52,6 +52,9 @@ type Look struct {
 	// been written since the look before; at the first all of them. Whoever reads
 	// a page after the look gets all that Written does not tell the next time.
 	Content, Written page.Set
+	// Remade is where a destination that was laid out as the Look before said makes
+	// mappings anew for this one. What has landed there is lost, content or not.
+	Remade page.Set
 }
 
 // Process is a process at the source. Its methods are called by one goroutine

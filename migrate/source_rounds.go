@@ -36,6 +36,7 @@ type rounds struct {
 	layout  []byte
 	content page.Set
 	landed  page.Set // pages that the destination has, right or stale
+	remade  page.Set // of them those that it loses with the layout that it gets next
 	clean   page.Set // those of them that are right, as far as the last look knows
 	written page.Set // what the last look found
 	hot     page.Set // what the first looks found
@@ -133,6 +134,9 @@ func (r *rounds) look(ctx context.Context, first bool) error {
 	r.taken, r.layout, r.content = now, l.Layout, l.Content
 	r.clean = page.Intersection(&r.clean, &l.Content)
 	r.clean = page.Difference(&r.clean, &l.Written)
+	r.remade = page.Union(&r.remade, &l.Remade)
+	r.remade = page.Intersection(&r.remade, &r.landed)
+	r.clean = page.Difference(&r.clean, &r.remade)
 	r.written, r.last.DirtyPages = note.Written, note.Written.Pages()
 	r.last.elapsed = note.Elapsed
 	return nil
@@ -201,7 +205,8 @@ func (r *rounds) send(ctx context.Context, pages *page.Set) error {
 		b := Batch{Classes: []page.Set{next}}
 		if first {
 			b.Layout, b.Gone = r.layout, page.Difference(&r.landed, &r.content)
-			r.landed = page.Intersection(&r.landed, &r.content)
+			b.Gone = page.Union(&b.Gone, &r.remade)
+			r.landed, r.remade = page.Difference(&r.landed, &b.Gone), page.Set{}
 		} else {
 			again, err := r.s.cfg.Process.Peek(&next)
 			if err != nil {
