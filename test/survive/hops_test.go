@@ -19,16 +19,24 @@ import (
 )
 
 // hops is how often each program goes there and back.
-const hops = 20
+const hops = 8
 
-// thereAndBack moves the guest to and fro, both modes in turn, calling between
+// modes are all there are, in an order in which each goes both ways.
+var modes = []string{"postcopy", "hybrid", "stop", "precopy", "hybrid", "postcopy", "precopy", "stop"}
+
+// whole are those in which the program runs when all of its memory is there. While
+// pages are missing, guard pages that it makes (MADV_GUARD_INSTALL) do not last:
+// the kernel tells nobody of them, and UFFDIO_COPY puts a page in their place.
+var whole = []string{"precopy", "stop", "stop", "precopy"}
+
+// thereAndBack moves the guest to and fro, in all modes in turn, calling between
 // after each hop.
-func (g *guest) thereAndBack(t *testing.T, between func()) {
+func (g *guest) thereAndBack(t *testing.T, modes []string, between func()) {
 	t.Helper()
 	home := g.at
 	var slowest, sum appliance.Report
 	for i := range 2 * hops {
-		rep := g.hop([]string{"postcopy", "stop", "stop", "postcopy"}[i%4])
+		rep := g.hop(modes[i%len(modes)])
 		if rep.DowntimeMS > slowest.DowntimeMS {
 			slowest = rep
 		}
@@ -53,19 +61,32 @@ func TestHopsOfProgramsThatCheckThemselves(t *testing.T) {
 	r := newRig(t)
 	type args = []string
 	everything := testutil.CC(t, "everything")
-	for name, c := range map[string]struct{ args args }{
-		"everything": {args{everything, "--threads", "4", "--mem", "16", "--without", "listen,locks,sysv",
-			"--dir", filepath.Dir(testutil.Socket(t, "x"))}}, // both hosts see one /tmp: sockets and locks there would be taken; semaphores are the host's
-		"churn":    {args{everything, "--only", "churn", "--threads", "2", "--dir", filepath.Dir(testutil.Socket(t, "x"))}},
-		"go":       {args{testutil.GoProgram(t, "./test/programs/gcprog"), "-live", "16"}},
-		"python":   {args{python(t), "-u", filepath.Join(testutil.ModuleRoot(t), "test/programs/selfcheck.py")}},
-		"workload": {args{testutil.GoProgram(t, "./test/programs/workload"), "--size", "32MiB", "--rate", "100MiB/s", "--pattern", "edge"}},
+	dir := filepath.Dir(testutil.Socket(t, "x"))
+	workload := testutil.GoProgram(t, "./test/programs/workload")
+	for name, c := range map[string]struct {
+		args     args
+		modes    []string
+		compress string
+	}{
+		"everything": {args: args{everything, "--threads", "4", "--mem", "16", "--without", "listen,locks,sysv",
+			"--dir", dir}}, // both hosts see one /tmp: sockets and locks there would be taken; semaphores are the host's
+		"churn":    {args: args{everything, "--only", "churn", "--threads", "2", "--dir", dir}},
+		"go":       {args: args{testutil.GoProgram(t, "./test/programs/gcprog"), "-live", "16"}},
+		"python":   {args: args{python(t), "-u", filepath.Join(testutil.ModuleRoot(t), "test/programs/selfcheck.py")}},
+		"workload": {args: args{workload, "--size", "32MiB", "--rate", "100MiB/s", "--pattern", "edge"}},
+		"busy":     {args: args{workload, "--size", "64MiB", "--rate", "800MiB/s", "--pattern", "zipf"}, compress: "lz4"},
+		"shapes":   {args: args{everything, "--only", "shapes", "--without", "guards", "--threads", "3", "--dir", dir}},
+		"guards":   {args: args{everything, "--only", "shapes", "--threads", "3", "--dir", dir}, modes: whole, compress: "lz4"},
 	} {
+		if c.modes == nil {
+			c.modes = modes
+		}
 		t.Run(name, func(t *testing.T) {
 			r = r.whole(top)
 			r.watch(t)
 			g := r.selfChecking(t, r.a, c.args...)
-			g.thereAndBack(t, func() { g.beat(2) })
+			g.compress = c.compress
+			g.thereAndBack(t, c.modes, func() { g.beat(2) })
 			g.oneOwner(2 * hops)
 			g.verify()
 			r.clean(t)
@@ -312,7 +333,7 @@ func TestHopsOfServers(t *testing.T) {
 		}
 		before := sample()
 		withClients(t, r, func(c net.Conn) session { return redisSession{testutil.NewRedisClient(c, 10*time.Second)} },
-			func() { g.thereAndBack(t, nil) })
+			func() { g.thereAndBack(t, modes, nil) })
 		if sample() != before {
 			t.Error("what nobody wrote to has changed")
 		}
@@ -322,7 +343,7 @@ func TestHopsOfServers(t *testing.T) {
 	t.Run("memcached", func(t *testing.T) {
 		r.watch(t)
 		g := r.server(t, r.a, "memcached", "-t", "4", "-l", "0.0.0.0", "-p", port, "-U", "0", "-u", "root", "-m", "64")
-		withClients(t, r, func(c net.Conn) session { return memcachedSession{c} }, func() { g.thereAndBack(t, nil) })
+		withClients(t, r, func(c net.Conn) session { return memcachedSession{c} }, func() { g.thereAndBack(t, modes, nil) })
 		g.end()
 		r.clean(t)
 	})

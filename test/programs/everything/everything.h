@@ -98,5 +98,6 @@ void memory_start(void);
 void files_start(void);
 void clocks_start(void);
 void churn_start(void);
+void shapes_start(void);
 
 #endif

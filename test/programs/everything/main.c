@@ -210,8 +210,8 @@ static void usage(void)
 		"usage: everything [--threads N] [--mem MIB] [--heartbeat unix:PATH|udp:IP:PORT]\n"
 		"  [--identity ID] [--beat-us N] [--pace N] [--report FILE] [--dir DIR] [--sigcont-ok]\n"
 		"  [--only MODULE,...] [--without MODULE|CHECK,...] [--with CHECK,...]\n"
-		"modules: regs waits timers signals sync memory files clocks churn\n"
-		"checks: avx512 avx sysv suspend itimers robust rseq growth inotify locks listen deleted\n"
+		"modules: regs waits timers signals sync memory files clocks churn, and by name only shapes\n"
+		"checks: avx512 avx sysv suspend itimers robust rseq growth inotify locks listen deleted guards\n"
 		"off by default: fork\n");
 	exit(2);
 }
@@ -260,16 +260,18 @@ int main(int argc, char **argv)
 	static const struct {
 		const char *name;
 		void (*start)(void);
+		bool asked; /* only if asked for by name */
 	} modules[] = {
-		{ "files", files_start }, /* first: it holds low descriptors */
-		{ "regs", regs_start },
-		{ "waits", waits_start },
-		{ "timers", timers_start },
-		{ "signals", signals_start },
-		{ "sync", sync_start },
-		{ "memory", memory_start },
-		{ "clocks", clocks_start },
-		{ "churn", churn_start },
+		{ "files", files_start, false }, /* first: it holds low descriptors */
+		{ "regs", regs_start, false },
+		{ "waits", waits_start, false },
+		{ "timers", timers_start, false },
+		{ "signals", signals_start, false },
+		{ "sync", sync_start, false },
+		{ "memory", memory_start, false },
+		{ "clocks", clocks_start, false },
+		{ "churn", churn_start, false },
+		{ "shapes", shapes_start, true },
 	};
 	struct timespec second = { 1, 0 };
 	sigset_t all, term;
@@ -281,7 +283,7 @@ int main(int argc, char **argv)
 
 	beat_start();
 	for (size_t i = 0; i < sizeof(modules) / sizeof(modules[0]); i++)
-		if ((!only || in(only, modules[i].name)) && has(modules[i].name))
+		if ((only ? in(only, modules[i].name) : !modules[i].asked) && has(modules[i].name))
 			modules[i].start();
 	printf("ready %d threads\n", n_threads + 1);
 	fflush(stdout);
