@@ -103,7 +103,8 @@ type scale struct {
 	move     uint64 // of BenchmarkThroughput
 	limits   int    // bytes per stage and turn
 	memory   []uint64
-	rates    []int // MiB/s dirtied, in BenchmarkPrecopy
+	rates    []int  // MiB/s dirtied, in BenchmarkPrecopy
+	track    uint64 // of BenchmarkTrack
 	allModes bool
 }
 
@@ -112,15 +113,15 @@ const mib = 1 << 20
 var (
 	full = scale{
 		redis: []uint64{256 * mib, 1 * GiB, 2 * GiB, 4 * GiB}, gap: 2 * GiB, threads: 200, stages: 2 * GiB, touches: 1000,
-		load: GiB, move: 4 * GiB, limits: 256 * mib, memory: []uint64{GiB, 4 * GiB}, rates: []int{390, 1560}, allModes: true,
+		load: GiB, move: 4 * GiB, limits: 256 * mib, memory: []uint64{GiB, 4 * GiB}, rates: []int{390, 1560}, track: GiB, allModes: true,
 	}
 	short = scale{
 		redis: []uint64{256 * mib, 1 * GiB}, gap: 256 * mib, threads: 200, stages: 256 * mib, touches: 500,
-		load: 256 * mib, move: GiB, limits: 64 * mib, memory: []uint64{256 * mib, GiB}, rates: []int{390, 1560}, allModes: true,
+		load: 256 * mib, move: GiB, limits: 64 * mib, memory: []uint64{256 * mib, GiB}, rates: []int{390, 1560}, track: 512 * mib, allModes: true,
 	}
 	tiny = scale{
 		redis: []uint64{8 * mib}, gap: 4 * mib, threads: 20, stages: 4 * mib, touches: 50,
-		load: 8 * mib, move: 8 * mib, limits: mib, memory: []uint64{8 * mib}, rates: []int{4},
+		load: 8 * mib, move: 8 * mib, limits: mib, memory: []uint64{8 * mib}, rates: []int{4}, track: 16 * mib,
 	}
 )
 
@@ -241,7 +242,7 @@ func TestBenchmarks(t *testing.T) {
 		list func(scale) []benchmark
 	}{
 		{"Switch", switches}, {"Stages", stagesList}, {"Fault", faults}, {"Throughput", throughputs}, {"Memory", memories},
-		{"Precopy", precopies},
+		{"Precopy", precopies}, {"Track", tracks},
 	} {
 		for _, one := range group.list(tiny) {
 			t.Run(group.name+"/"+one.name, func(t *testing.T) {

@@ -10,6 +10,8 @@ import (
 var roles = map[string]func(arg string) error{
 	clientArg0: runClient,
 	sinkArg0:   runSink,
+	loadArg0:   runLoad,
+	trackArg0:  runTrack,
 }
 
 // Main returns at once in any process but those that this package started from

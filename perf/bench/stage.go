@@ -168,6 +168,7 @@ type Guest struct {
 	Host *lab.Host // where it is now
 	PID  int       // what that host calls it
 	Out  string    // the file that has what it prints
+	prog *lab.Program
 }
 
 // Start starts a program as a service manager does: nothing of a terminal, its
@@ -192,7 +193,7 @@ func (s *Stage) Start(argv ...string) (*Guest, *lab.Program, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", argv[0], err)
 	}
-	s.ends = append(s.ends, p)
+	s.ends, g.prog = append(s.ends, p), p
 	g.PID, err = g.Host.PID(p.PID())
 	return g, p, err
 }
