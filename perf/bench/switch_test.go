@@ -19,7 +19,7 @@ func switches(s scale) (list []benchmark) {
 	for _, size := range s.redis {
 		list = append(list, benchmark{"redis-" + sizeName(size), func(m *meter) { switchRedis(m, size) }})
 	}
-	return append(list,
+	return append(append(list, sizes(s)...),
 		benchmark{"workload-" + sizeName(s.gap), func(m *meter) { switchWorkload(m, s.gap, 1) }},
 		benchmark{fmt.Sprintf("threads-%d", s.threads), switchThreads},
 		benchmark{fmt.Sprintf("workload-threads-%d", s.threads), func(m *meter) { switchWorkload(m, uint64(s.threads)*mib/4, s.threads) }},
