@@ -235,9 +235,10 @@ func (d *Daemon) Migrate(req MigrateRequest) (Report, error) {
 		d.registry.forget(m)
 		return Report{}, err
 	}
+	expected := d.foresee(opts, to, offer)
 	m.update(func(r *Report) {
 		r.Comm, r.BytesMemory = offer.Comm, offer.MemoryBytes
-		r.Remarks, r.Predicted = remarks(req), d.foresee(opts, to, offer)
+		r.Remarks, r.Predicted = remarks(req), expected
 	})
 	err = d.begin(func(ctx context.Context) {
 		outcome, err := d.links.send(ctx, m, to, p, offer, opts)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/pageferry/pageferry/internal/testutil"
 	"github.com/pageferry/pageferry/migrate"
+	"github.com/pageferry/pageferry/page"
 )
 
 func TestMain(m *testing.M) { testutil.Main(m) }
@@ -292,9 +293,21 @@ func TestDryRunLeavesNothing(t *testing.T) {
 	if err != nil || len(rep.Reasons) != 0 || rep.Destination != "b" || !rep.Inspection.Movable {
 		t.Fatalf("%+v, %v", rep, err)
 	}
+	if o := rep.Outlook; o == nil || o.Measured == nil || o.Link != nil || len(o.Predictions) != 0 || !strings.Contains(o.Unmeasured, "too little") {
+		t.Errorf("a process without memory: %+v", o)
+	}
+	a.engine.memory = page.Range{Start: 1 << 30, End: 1<<30 + fakeMemory}
+	rep, err = a.client.DryRun(t.Context(), MigrateRequest{PID: 4242, To: b.Config().Listen})
+	if err != nil || rep.Outlook == nil {
+		t.Fatalf("%+v, %v", rep, err)
+	}
+	if o := rep.Outlook; o.Unmeasured != "" || o.Link == nil || !(o.Link.BytesPerSecond > 0) || !strings.Contains(o.Link.From, "64 MiB of its pages") ||
+		len(o.Predictions) != 4 || o.Auto != migrate.ModeHybrid || o.Measured.BytesMemory != fakeMemory {
+		t.Errorf("%+v", o)
+	}
 	_ = a.engine.step(t.Context(), "offer-too-much")
 	rep, err = a.client.DryRun(t.Context(), MigrateRequest{PID: 4242, To: b.Config().Listen})
-	if err != nil || len(rep.Reasons) != 1 {
+	if err != nil || len(rep.Reasons) != 1 || rep.Outlook != nil {
 		t.Fatalf("%+v, %v", rep, err)
 	}
 	if a.engine.did("isolate") || a.engine.did("freeze") {

@@ -20,12 +20,13 @@ import (
 type fakeEngine struct {
 	facts HostFacts
 
-	mu    sync.Mutex
-	calls []string
-	gates map[string]chan struct{} // a step waits for the closing of its gate
-	fails map[string]error
-	gone  map[int]bool
-	lanes []LaneOptions // that lanes were asked for with
+	mu     sync.Mutex
+	calls  []string
+	gates  map[string]chan struct{} // a step waits for the closing of its gate
+	fails  map[string]error
+	gone   map[int]bool
+	lanes  []LaneOptions // that lanes were asked for with
+	memory page.Range    // what its processes have
 }
 
 func newFakeEngine() *fakeEngine {
@@ -144,7 +145,11 @@ func (p *fakeProcess) Track(ctx context.Context) (string, error) {
 	return "fake", p.e.step(ctx, "track")
 }
 func (p *fakeProcess) Look(ctx context.Context) (migrate.Look, error) {
-	return migrate.Look{Layout: []byte("layout")}, p.e.step(ctx, "look")
+	l := migrate.Look{Layout: []byte("layout")}
+	if !p.e.memory.Empty() {
+		l.Content = page.NewSet(p.e.memory)
+	}
+	return l, p.e.step(ctx, "look")
 }
 func (p *fakeProcess) Throttle(float64) error           { return nil }
 func (p *fakeProcess) Peek(*page.Set) (page.Set, error) { return page.Set{}, nil }
@@ -204,8 +209,11 @@ type fakeArrival struct {
 }
 
 func (a *fakeArrival) LaneKey() []byte { return make([]byte, 32) }
-func (a *fakeArrival) Land(ctx context.Context, _ migrate.Batch) (migrate.Landed, error) {
-	return migrate.Landed{}, a.e.step(ctx, "land")
+func (a *fakeArrival) Land(ctx context.Context, b migrate.Batch) (l migrate.Landed, err error) {
+	for i := range b.Classes {
+		l.Pages += b.Classes[i].Pages()
+	}
+	return l, a.e.step(ctx, "land")
 }
 func (a *fakeArrival) Rebuild(ctx context.Context, st migrate.State, all bool) error {
 	if _, err := st.Rest(ctx); err != nil {

@@ -36,9 +36,13 @@ func (w *world) writeLocked() {
 		return
 	}
 	w.mem.writes--
-	i := w.rng.IntN(modelPages)
-	w.mem.version[i]++
-	w.mem.written[i] = true
+	one := w.rng.IntN(modelPages)
+	for i := range w.mem.version {
+		if i == one || w.auto { // of what writes everywhere there is something to choose
+			w.mem.version[i]++
+			w.mem.written[i] = true
+		}
+	}
 }
 
 func (p *fakeProcess) Track(ctx context.Context) (string, error) {
