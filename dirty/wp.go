@@ -29,6 +29,7 @@ type wp struct {
 	mu     sync.Mutex
 	uffd   *os.File // nil once closed
 	pm     *proc.Pagemap
+	at     *borders
 	shared *shared // nil where it is not asked for
 	untold untold
 	seen   bool // a look has worked since the start, or since an error
@@ -41,10 +42,16 @@ func newWP(pid int, uffd *os.File, shared *shared) (*wp, error) {
 	if err == nil {
 		pm, err = proc.OpenPagemap(pid)
 	}
+	var at *borders
+	if err == nil {
+		if at, err = openBorders(pid); err != nil {
+			err = errors.Join(err, pm.Close())
+		}
+	}
 	if err != nil {
 		return nil, errors.Join(err, uffd.Close())
 	}
-	return &wp{pid: pid, uffd: uffd, pm: pm, shared: shared}, nil
+	return &wp{pid: pid, uffd: uffd, pm: pm, at: at, shared: shared}, nil
 }
 
 func wpHandshake(fd int) error {
@@ -65,7 +72,7 @@ func (t *wp) Close() error {
 	if t.uffd == nil {
 		return nil
 	}
-	err := errors.Join(t.uffd.Close(), t.pm.Close())
+	err := errors.Join(t.uffd.Close(), t.pm.Close(), t.at.Close())
 	t.uffd = nil
 	return err
 }
@@ -204,7 +211,12 @@ func (t *wp) register(maps []proc.Mapping, again bool) (ok bool) {
 	}
 	r := page.Range{Start: maps[0].Start, End: maps[len(maps)-1].End}
 	fd := int(t.uffd.Fd())
-	if _, err := sys.UffdRegister(fd, uint64(r.Start), r.Bytes(), sys.UffdioRegisterModeWP); err != nil {
+	ok = t.at.hold(r)
+	if ok {
+		_, err := sys.UffdRegister(fd, uint64(r.Start), r.Bytes(), sys.UffdioRegisterModeWP)
+		ok = err == nil
+	}
+	if !ok {
 		if len(maps) == 1 {
 			return false // gone meanwhile, or of a kind that cannot be
 		}

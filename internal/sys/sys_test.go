@@ -29,6 +29,7 @@ func TestStructSizes(t *testing.T) {
 		{"cap_header", SizeOf[CapHeader](), 8},
 		{"sched_attr", SizeOf[SchedAttr](), 48},
 		{"pm_scan_arg", SizeOf[PMScanArg](), 96},
+		{"procmap_query", SizeOf[ProcmapQuery](), 104},
 		{"page_region", SizeOf[PageRegion](), 24},
 		{"uffdio_api", SizeOf[uffdioAPI](), 24},
 		{"uffdio_range", SizeOf[uffdioRange](), 16},
@@ -57,6 +58,7 @@ func TestIoctlNumbers(t *testing.T) {
 		{"UFFDIO_ZEROPAGE", UFFDIO_ZEROPAGE, 0xc020aa04},
 		{"UFFDIO_WRITEPROTECT", UFFDIO_WRITEPROTECT, 0xc018aa06},
 		{"PAGEMAP_SCAN", PAGEMAP_SCAN, 0xc0606610},
+		{"PROCMAP_QUERY", PROCMAP_QUERY, 0xc0686611},
 	} {
 		if c.got != c.want {
 			t.Errorf("%s = %#x, want %#x", c.name, c.got, c.want)
