@@ -112,12 +112,13 @@ func runTrack(arg string) (err error) {
 		return err
 	}
 	began := time.Now()
-	f, err := s.Userfault(context.Background(), nil)
+	f, err := s.Userfault(context.Background())
 	if err != nil {
 		return err
 	}
 	stop := time.Since(began)
-	t, err := dirty.NewWPAsync(pid, f)
+	t, _, err := dirty.New(context.Background(), dirty.Config{PID: pid, Method: dirty.WPAsync,
+		OpenUserfault: func(context.Context) (*os.File, error) { return f, nil }})
 	if err != nil {
 		return err
 	}
