@@ -113,6 +113,9 @@ func (u *untold) restrict(p *Pages, maps []proc.Mapping) {
 			in.Add(maps[i].Range)
 		}
 	}
+	if u.written.Empty() && within(&p.Content, &in) && within(&p.Guards, &in) {
+		return // as nearly always
+	}
 	before := page.Intersection(&u.written, &in)
 	out, more := page.Difference(&u.written, &in), page.Difference(&p.Written, &in)
 	u.written = page.Union(&out, &more)
@@ -121,6 +124,20 @@ func (u *untold) restrict(p *Pages, maps []proc.Mapping) {
 	p.Written = page.Intersection(&p.Written, &in)
 	before = page.Intersection(&before, &p.Content)
 	p.Written = page.Union(&p.Written, &before)
+}
+
+// within reports whether all of s is in the set in.
+func within(s, in *page.Set) bool {
+	left := in.Ranges()
+	for _, r := range s.Ranges() {
+		for len(left) > 0 && left[0].End < r.End {
+			left = left[1:]
+		}
+		if len(left) == 0 || !left[0].Covers(r) {
+			return false
+		}
+	}
+	return true
 }
 
 // run is a stretch of the address space in which all mappings are private and

@@ -108,8 +108,15 @@ func (t *wp) collect(maps []proc.Mapping, f *found) error {
 	all := runs(maps)
 	more := !t.seen
 	if more {
+		var last page.Addr
 		for i := range all {
-			t.register(all[i].maps, false)
+			maps := all[i].maps
+			if maps[0].Start < last {
+				maps = maps[1:] // the rest of one that is registered
+			}
+			if t.register(maps, false) {
+				last = maps[len(maps)-1].End
+			}
 		}
 	}
 	for i := range all {
@@ -228,9 +235,11 @@ func (t *wp) register(maps []proc.Mapping, again bool) (ok bool) {
 		return true
 	}
 	// Before Linux 6.13 pages that mremap moved keep their mark, without its
-	// effect: then they would never count as written. This takes three times as
-	// long as protecting them.
-	_ = sys.UffdWriteprotect(fd, uint64(r.Start), r.Bytes(), 0)
+	// effect: then they would never count as written. To take marks away where there
+	// are none costs ten times as much as to look.
+	if old, err := t.pm.Marked(r); old || err != nil {
+		_ = sys.UffdWriteprotect(fd, uint64(r.Start), r.Bytes(), 0)
+	}
 	return true
 }
 

@@ -149,6 +149,22 @@ func (p *Pagemap) swapped(r page.Range, f func(page.Range)) error {
 	return err
 }
 
+// Marked reports whether any page of r has the mark of write protection, whether
+// r is registered or not.
+func (p *Pagemap) Marked(r page.Range) (bool, error) {
+	marked := false
+	err := p.walk(r, sys.PMScanArg{
+		CategoryInverted: sys.PageIsWritten, CategoryMask: sys.PageIsWritten,
+		CategoryAnyof: sys.PageIsPresent | sys.PageIsSwapped, ReturnMask: sys.PageIsPresent,
+	}, func(page.Range, uint64) error { marked = true; return errFound })
+	if err == errFound {
+		err = nil
+	}
+	return marked, err
+}
+
+var errFound = errors.New("found")
+
 // Look tells which pages of those in pages have no write protection, and changes
 // nothing. Nothing is told of what is not registered.
 func (p *Pagemap) Look(pages *page.Set, written func(page.Range)) error {
