@@ -48,7 +48,11 @@ func (m *meter) shaped(rate uint64) (*Stage, func() float64) {
 	return st, func() float64 {
 		_, wall, err := k.send(m.ctx, bytes)
 		m.must(err)
-		return Rate(float64(bytes), wall)
+		r := Rate(float64(bytes), wall)
+		if most := 1.1 * float64(rate) / 8 / GiB; rate > 0 && r > most {
+			m.Fatalf("a stream of %.3f GiB/s over a link of %s: it is not shaped", r, rateName(rate))
+		}
+		return r
 	}
 }
 
