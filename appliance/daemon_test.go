@@ -301,7 +301,7 @@ func TestDryRunLeavesNothing(t *testing.T) {
 	if err != nil || rep.Outlook == nil {
 		t.Fatalf("%+v, %v", rep, err)
 	}
-	if o := rep.Outlook; o.Unmeasured != "" || o.Link == nil || !(o.Link.BytesPerSecond > 0) || !strings.Contains(o.Link.From, "64 MiB of its pages") ||
+	if o := rep.Outlook; o.Unmeasured != "" || o.Link == nil || !(o.Link.BytesPerSecond > 0) || !strings.Contains(o.Link.From, "MiB of its pages") ||
 		len(o.Predictions) != 4 || o.Auto != migrate.ModeHybrid || o.Measured.BytesMemory != fakeMemory {
 		t.Errorf("%+v", o)
 	}

@@ -54,21 +54,22 @@ const (
 	// firstLooks precede the first round, with firstPause between them: they tell
 	// how fast memory is dirtied, and which.
 	firstLooks = 2
-	firstPause = 20 * time.Millisecond
+	firstPause = 40 * time.Millisecond
 	// onlyLooks are those of Measure and Rehearse, which have nothing else to go by.
 	onlyLooks = 3
 	onlyPause = 50 * time.Millisecond
 	// samplePiece is what the sample consists of, all over the memory: what lies
 	// together is alike, and shrinks alike.
 	samplePiece = 256 << 10
-	// A sample that takes sampleTime tells enough, one below sampleLeast nothing.
-	sampleTime  = 30 * time.Millisecond
-	sampleLeast = 4 << 20
+	// sampleTime is enough for all samples, and slowest too long for one.
+	sampleTime = 60 * time.Millisecond
+	slowest    = 250 * time.Millisecond
 )
 
-// samples are sent one after the other until one takes long enough: 73 MiB at most,
-// and over 1 Gbit/s not more than 9.
-var samples = [...]uint64{1 << 20, 8 << 20, 64 << 20}
+// samples are sent one after the other until that has taken long enough: 63 MiB at
+// most, and over 1 Gbit/s not more than 7. The first only warms up where there are
+// others.
+var samples = [...]uint64{1 << 20, 2 << 20, 4 << 20, 8 << 20, 16 << 20, 32 << 20}
 
 // Measure looks at a running process for onlyLooks times onlyPause. It stands still
 // for some milliseconds once, when the tracking begins, and its first write to each
@@ -116,25 +117,31 @@ func (r *rounds) probe(ctx context.Context) error {
 		return err
 	}
 	start, before := time.Now(), r.s.cfg.Lanes.BytesSent()
-	for _, want := range samples {
+	first, was := start, before // where what counts began
+	var sent uint64             // since then
+	for i, want := range samples {
 		cold := page.Difference(&r.content, &r.clean)
 		if c := page.Difference(&cold, &r.hot); c.Bytes() >= want {
 			cold = c
 		}
 		send := spread(&cold, want)
-		if send.Empty() {
+		if send.Bytes() < want && i > 0 || send.Empty() {
 			break
 		}
-		begin, was := time.Now(), r.s.cfg.Lanes.BytesSent()
+		if i == 1 {
+			first, was, sent = time.Now(), r.s.cfg.Lanes.BytesSent(), 0
+		}
+		begin := time.Now()
 		if err := r.land(ctx, Batch{Classes: []page.Set{send}}); err != nil {
 			return err
 		}
-		took := time.Since(begin)
-		if n := send.Bytes(); took > 0 && (n >= sampleLeast || took >= sampleTime) {
-			r.rate = float64(n) / took.Seconds()
-			r.share = float64(r.s.cfg.Lanes.BytesSent()-was) / float64(n)
+		sent += send.Bytes()
+		took, all := time.Since(begin), time.Since(first)
+		if i > 0 || took >= slowest/2 {
+			r.rate = float64(sent) / all.Seconds()
+			r.share = float64(r.s.cfg.Lanes.BytesSent()-was) / float64(sent)
 		}
-		if took >= sampleTime {
+		if i > 0 && time.Since(start) >= sampleTime || 2*took > slowest {
 			break
 		}
 	}
@@ -144,20 +151,24 @@ func (r *rounds) probe(ctx context.Context) error {
 	return nil
 }
 
-// spread takes about want bytes of s in pieces, evenly from all of it.
+// spread takes about want bytes of s, evenly from all of it.
 func spread(s *page.Set, want uint64) (out page.Set) {
 	total := s.Bytes()
 	if total <= want {
 		return s.Clone()
 	}
-	step := max(samplePiece, total/max(1, want/samplePiece)&^(page.Size-1))
-	var at, next, taken uint64 // offsets in what s has
+	// A piece from every step, both counted in what s has.
+	step := uint64(float64(total)/float64(want)*samplePiece) &^ (page.Size - 1)
+	var at, piece uint64
 	for _, r := range s.Ranges() {
-		for end := at + r.Bytes(); next < end && taken < want; next += step {
-			from := r.Start + page.Addr(next-at)
-			piece := page.Range{Start: from, End: min(r.End, from+samplePiece)}
-			out.Add(piece)
-			taken += piece.Bytes()
+		for end := at + r.Bytes(); piece < end; piece += step {
+			from, to := max(piece, at), min(piece+samplePiece, end)
+			if from < to {
+				out.Add(page.Range{Start: r.Start + page.Addr(from-at), End: r.Start + page.Addr(to-at)})
+			}
+			if piece+samplePiece > end {
+				break // the rest of it is in the next range
+			}
 		}
 		at += r.Bytes()
 	}

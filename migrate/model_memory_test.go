@@ -108,7 +108,7 @@ func (a *fakeArrival) Land(ctx context.Context, b Batch) (l Landed, err error) {
 	took := 2 * time.Millisecond
 	a.l.w.mu.Lock()
 	if a.l.w.auto { // some links are slow enough to be measured
-		took *= time.Duration(1 + a.l.w.rng.IntN(40))
+		took *= time.Duration(1 + a.l.w.rng.IntN(120))
 	}
 	a.l.w.mu.Unlock()
 	if err := a.l.work(ctx, took); err != nil {

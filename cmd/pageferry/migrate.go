@@ -125,7 +125,7 @@ inspected and the destination asked; what cannot be carried is refused by name
 
 --dry-run does that, and then predicts what each mode would cost. For it the
 process stands still for some milliseconds once, its writes are watched for 150 ms,
-and at most 73 MiB of its pages cross the link, which the destination throws away.`,
+and at most 63 MiB of its pages cross the link, which the destination throws away.`,
 		Args: cobra.ExactArgs(1),
 		RunE: ran(func(ctx context.Context, args []string) error {
 			req, err := o.request()

@@ -42,7 +42,7 @@ func (h *twoHosts) serving(pid int) appliance.Report {
 	h.t.Helper()
 	source := h.client("a")
 	defer source.Close()
-	r, err := source.Migrate(h.t.Context(), appliance.MigrateRequest{PID: pid, To: h.lab.Host("b").Addr().String()})
+	r, err := source.Migrate(h.t.Context(), appliance.MigrateRequest{PID: pid, Mode: "postcopy", To: h.lab.Host("b").Addr().String()})
 	if err != nil {
 		h.t.Fatal(err)
 	}

@@ -204,7 +204,7 @@ func TestDaemonsEndWhilePagesArrive(t *testing.T) {
 			pid := h.workload("a")
 			source := h.client("a")
 			defer source.Close()
-			r, err := source.Migrate(t.Context(), appliance.MigrateRequest{PID: pid, To: h.lab.Host("b").Addr().String()})
+			r, err := source.Migrate(t.Context(), appliance.MigrateRequest{PID: pid, Mode: "postcopy", To: h.lab.Host("b").Addr().String()})
 			if err != nil {
 				t.Fatal(err)
 			}
