@@ -105,6 +105,7 @@ type scale struct {
 	memory   []uint64
 	rates    []int    // MiB/s dirtied, in BenchmarkPrecopy
 	track    uint64   // of BenchmarkTrack
+	looks    int      // in each of its turns
 	link     uint64   // of BenchmarkLink
 	sizes    []uint64 // of BenchmarkSwitch, size
 	allModes bool
@@ -115,15 +116,15 @@ const mib = 1 << 20
 var (
 	full = scale{
 		redis: []uint64{256 * mib, 1 * GiB, 2 * GiB, 4 * GiB}, gap: 2 * GiB, threads: 200, stages: 2 * GiB, touches: 1000,
-		load: GiB, move: 4 * GiB, limits: 256 * mib, memory: []uint64{GiB, 4 * GiB}, rates: []int{390, 1560}, track: GiB, link: GiB, sizes: []uint64{GiB, 8 * GiB}, allModes: true,
+		load: GiB, move: 4 * GiB, limits: 256 * mib, memory: []uint64{GiB, 4 * GiB}, rates: []int{390, 1560}, track: GiB, looks: 20, link: GiB, sizes: []uint64{GiB, 8 * GiB}, allModes: true,
 	}
 	short = scale{
 		redis: []uint64{256 * mib, 1 * GiB}, gap: 256 * mib, threads: 200, stages: 256 * mib, touches: 500,
-		load: 256 * mib, move: GiB, limits: 64 * mib, memory: []uint64{256 * mib, GiB}, rates: []int{390, 1560}, track: 512 * mib, link: 256 * mib, sizes: []uint64{256 * mib, 2 * GiB}, allModes: true,
+		load: 256 * mib, move: GiB, limits: 64 * mib, memory: []uint64{256 * mib, GiB}, rates: []int{390, 1560}, track: 512 * mib, looks: 20, link: 256 * mib, sizes: []uint64{256 * mib, 2 * GiB}, allModes: true,
 	}
 	tiny = scale{
 		redis: []uint64{8 * mib}, gap: 4 * mib, threads: 20, stages: 4 * mib, touches: 50,
-		load: 8 * mib, move: 8 * mib, limits: mib, memory: []uint64{8 * mib}, rates: []int{4}, track: 16 * mib, link: 8 * mib, sizes: []uint64{8 * mib},
+		load: 8 * mib, move: 8 * mib, limits: mib, memory: []uint64{8 * mib}, rates: []int{4}, track: 16 * mib, looks: 3, link: 8 * mib, sizes: []uint64{8 * mib},
 	}
 )
 

@@ -174,7 +174,7 @@ func dirtied(m *meter, mode string, rate int, throttle float64) {
 func order(m *meter, mode string) {
 	st := m.stage(true)
 	size := m.scale.move
-	g, err := st.Workload(m.ctx, size, "--rate", fmt.Sprintf("%dMiB", m.rates[len(m.rates)-1]), "--pattern", "zipf",
+	g, err := st.Workload(m.ctx, size, "--rate", fmt.Sprintf("%dMiB", m.rates[0]), "--pattern", "zipf",
 		"--working-set", strconv.FormatUint(size/4, 10))
 	m.must(err)
 	var twice [2][]float64 // pages: by last write, by address

@@ -24,8 +24,8 @@ func tracks(s scale) []benchmark {
 	}
 }
 
-// lookEvery is the time between two looks, and looks how many there are in a turn.
-const lookEvery, looks = 100 * time.Millisecond, 20
+// lookEvery is the time between two looks.
+const lookEvery = 100 * time.Millisecond
 
 func trackRedis(m *meter) {
 	st := m.stage(true)
@@ -37,7 +37,7 @@ func trackRedis(m *meter) {
 	var untracked, tracked, ratio, stops []float64
 	var c costs
 	for m.loop() {
-		before, err := load.Rate(func() error { time.Sleep(looks * lookEvery); return nil })
+		before, err := load.Rate(func() error { time.Sleep(time.Duration(m.looks) * lookEvery); return nil })
 		m.must(err)
 		if before == 0 {
 			m.Fatal("the load gets no answers")
@@ -47,7 +47,7 @@ func trackRedis(m *meter) {
 		stops = append(stops, MS(t.First.Stop))
 		c.armed(t.First)
 		during, err := load.Rate(func() error {
-			return t.each(c.looked)
+			return t.each(m.looks, c.looked)
 		})
 		m.must(err)
 		m.must(t.Close())
@@ -62,11 +62,11 @@ func trackRedis(m *meter) {
 		Of: fmt.Sprintf("%.0f / %.0f per second", Median(tracked), Median(untracked))})
 }
 
-// each looks every lookEvery.
-func (t *Tracked) each(f func(Look)) error {
+// each looks n times, every lookEvery.
+func (t *Tracked) each(n int, f func(Look)) error {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
-	for range looks {
+	for range n {
 		<-tick.C
 		l, err := t.Look()
 		if err != nil {
@@ -118,7 +118,7 @@ func scan(m *meter, part float64) {
 		t, err := g.Track()
 		m.must(err)
 		c.armed(t.First)
-		m.must(t.each(c.looked))
+		m.must(t.each(m.looks, c.looked))
 		m.must(t.Close())
 	}
 	m.reportScans(sizeName(m.track)+", "+what, &c)
