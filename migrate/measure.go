@@ -157,9 +157,10 @@ func spread(s *page.Set, want uint64) (out page.Set) {
 	if total <= want {
 		return s.Clone()
 	}
-	// A piece from every step, both counted in what s has.
+	// A piece from the middle of every step, both counted in what s has.
 	step := uint64(float64(total)/float64(want)*samplePiece) &^ (page.Size - 1)
-	var at, piece uint64
+	piece := (step - min(step, samplePiece)) / 2 &^ (page.Size - 1)
+	var at uint64
 	for _, r := range s.Ranges() {
 		for end := at + r.Bytes(); piece < end; piece += step {
 			from, to := max(piece, at), min(piece+samplePiece, end)

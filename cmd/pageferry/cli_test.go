@@ -18,6 +18,7 @@ import (
 	"github.com/pageferry/pageferry/appliance/lab"
 	"github.com/pageferry/pageferry/appliance/pager"
 	"github.com/pageferry/pageferry/internal/testutil"
+	"github.com/pageferry/pageferry/migrate"
 	"github.com/pageferry/pageferry/perf/workload"
 )
 
@@ -286,11 +287,25 @@ func (e inspectOnly) Inspect(int, appliance.SourceOptions) (appliance.Inspection
 	return e.in, nil
 }
 
+func (e inspectOnly) NewSourceProcess(int, appliance.SourceOptions) (migrate.Process, migrate.Offer, error) {
+	return nil, migrate.Offer{}, errors.New("cannot be held")
+}
+
 func TestInspect(t *testing.T) {
 	testutil.Require(t, testutil.Root)
 	in := appliance.Inspection{PID: 7, Comm: "x", Unit: "x.service", Parent: "systemd", Restarts: true, Movable: true}
 	if o := command(t, inspectOnly{in: in}, "inspect", "7"); o.status != 0 || !strings.Contains(o.out, "It can move") || !strings.Contains(o.out, "--on-source-exit") {
 		t.Errorf("%+v", o)
+	}
+	// What cannot be measured is said, and nothing predicted.
+	o := command(t, inspectOnly{in: in}, "inspect", "7", "--measure", "--json")
+	if m := o.lastLine(t); o.status != 0 || m["pid"] != 7.0 || m["unmeasured"] != "cannot be held" || len(m["predictions"].([]any)) != 0 {
+		t.Errorf("%+v", o)
+	}
+	for _, args := range []string{"inspect 7 --measure --link fast", "inspect 7 --link 1Gbit", "inspect 7 --measure --link none"} {
+		if o := command(t, inspectOnly{in: in}, strings.Fields(args)...); o.status != exitUsage {
+			t.Errorf("%s: %+v", args, o)
+		}
 	}
 	in.Movable, in.Items = false, []appliance.InspectionItem{{Kind: "descriptor", What: "3 packet socket", Reason: "cannot be carried"}}
 	for _, cmd := range []string{"inspect 7", "inspect 7 --json", "checkpoint 7 --dir " + filepath.Join(t.TempDir(), "ck")} {
