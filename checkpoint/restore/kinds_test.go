@@ -2,6 +2,7 @@ package restore
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -185,6 +186,25 @@ func layout(t *testing.T, pid int) []string {
 }
 
 func TestMappingsOfEveryKind(t *testing.T) {
+	everyKind(t, func(p *testutil.Process) *server { return move(t, p, nil) })
+}
+
+// TestLandInMappingsOfEveryKind is the same with pages that have landed before,
+// right ones and stale ones, in all that can have some.
+func TestLandInMappingsOfEveryKind(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 1))
+	everyKind(t, func(p *testutil.Process) *server {
+		return moveLaid(t, p, nil, func(s *Skeleton, sn *snapshot) {
+			if kept, stale := landSome(&lander{t, s, timed(t)}, rng, sn); kept == 0 || stale == 0 {
+				t.Errorf("%d right and %d stale pages were landed", kept, stale)
+			}
+		})
+	})
+}
+
+func everyKind(t *testing.T, move func(*testutil.Process) *server) {
 	require(t)
 	testutil.NoLeaks(t)
 	bin := testutil.CCText(t, "kinds", kinds)
@@ -193,7 +213,7 @@ func TestMappingsOfEveryKind(t *testing.T) {
 	want := layout(t, p.Pid())
 	var guards []page.Range
 	for hop := range 2 {
-		trap := move(t, p, nil)
+		trap := move(p)
 		trap.resident(t)
 		var found []page.Range // before this hop, which is after the last
 		for _, m := range trap.sn.mem {

@@ -37,7 +37,7 @@ var foreign = map[string]string{
 func checkMappings(p *image.Process) error {
 	for i := range p.VMAs {
 		v := &p.VMAs[i]
-		if v.Kind == image.VMAVDSO || v.Kind == image.VMAVVAR || v.Kind == image.VMAVsyscall {
+		if kernels(v) {
 			continue
 		}
 		for _, f := range v.Flags {
@@ -121,16 +121,18 @@ func mapAll(s *script, p *image.Process, l *laid) {
 	shut()
 }
 
-// dressAll gives all mappings what mmap could not: advice, names, guards, locks.
+// dressAll gives all mappings what mmap could not: advice and names.
 func dressAll(s *script, p *image.Process) {
 	for i := range p.VMAs {
-		v := &p.VMAs[i]
-		switch v.Kind {
-		case image.VMAVDSO, image.VMAVVAR, image.VMAVsyscall:
-		default:
+		if v := &p.VMAs[i]; !kernels(v) {
 			dress(s, v)
 		}
 	}
+}
+
+// kernels reports whether v is the kernel's own.
+func kernels(v *image.VMA) bool {
+	return v.Kind == image.VMAVDSO || v.Kind == image.VMAVVAR || v.Kind == image.VMAVsyscall
 }
 
 func dress(s *script, v *image.VMA) {
@@ -148,19 +150,22 @@ func dress(s *script, v *image.VMA) {
 		// A kernel without CONFIG_ANON_VMA_NAME has no names to lose.
 		s.call(unix.SYS_PRCTL, unix.PR_SET_VMA, unix.PR_SET_VMA_ANON_NAME, start, size, s.String(v.Name)).Optional()
 	}
-	if v.Has("lo") {
-		lock(s, v)
+}
+
+// lockAll locks on fault, for mlock itself would touch every page, before they are
+// there. Those that come by userfaultfd are locked as they come. It is the last
+// thing to be done to mappings: in one that is locked the kernel makes no guards,
+// and gives no page up (madvise(2), EINVAL).
+func lockAll(s *script, p *image.Process) {
+	for i := range p.VMAs {
+		if v := &p.VMAs[i]; v.Has("lo") && !kernels(v) {
+			s.on(func() string { return fmt.Sprintf("lock of mapping %v %s", v.Range, v.Path) })
+			s.call(unix.SYS_MLOCK2, uint64(v.Start), v.Bytes(), mlockOnFault)
+		}
 	}
 }
 
-// lock locks on fault, for mlock itself would touch every page, before they are
-// there. Those that come by userfaultfd are locked as they come.
-func lock(s *script, v *image.VMA) {
-	s.call(unix.SYS_MLOCK2, uint64(v.Start), v.Bytes(), mlockOnFault)
-}
-
-// guardAll makes the guards of m, which lie in anonymous mappings. The kernel
-// makes none in a mapping that is locked.
+// guardAll makes the guards of m, which lie in anonymous mappings.
 func guardAll(s *script, p *image.Process, m *image.Memory) {
 	for i := range p.VMAs {
 		v := &p.VMAs[i]
@@ -172,14 +177,8 @@ func guardAll(s *script, p *image.Process, m *image.Memory) {
 			continue
 		}
 		s.onf("guards in mapping %v", v.Range)
-		if v.Has("lo") {
-			s.call(unix.SYS_MUNLOCK, uint64(v.Start), v.Bytes())
-		}
 		for _, g := range gs {
 			s.call(unix.SYS_MADVISE, uint64(g.Start), g.Bytes(), sys.MadvGuardInstall)
-		}
-		if v.Has("lo") {
-			lock(s, v)
 		}
 	}
 }
@@ -187,7 +186,7 @@ func guardAll(s *script, p *image.Process, m *image.Memory) {
 // sealAll makes sealed mappings unchangeable; nothing may be changed after it.
 func sealAll(s *script, p *image.Process) {
 	for i := range p.VMAs {
-		if v := &p.VMAs[i]; v.Has("sl") && v.Kind != image.VMAVDSO && v.Kind != image.VMAVVAR && v.Kind != image.VMAVsyscall {
+		if v := &p.VMAs[i]; v.Has("sl") && !kernels(v) {
 			s.onf("seal of mapping %v", v.Range)
 			s.call(sysMseal, uint64(v.Start), v.Bytes(), 0)
 		}

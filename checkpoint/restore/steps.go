@@ -108,8 +108,8 @@ func (r *rebuild) content(mem []image.Memory) (err error) {
 	return err
 }
 
-// theRest waits for the map of anonymous memory, and makes the guards in it
-// before anything traps it.
+// theRest waits for the map of anonymous memory, gives up what is stale of it, and
+// makes the guards in it before anything traps it.
 func (r *rebuild) theRest() error {
 	if r.rest != nil {
 		more, err := r.rest(r.ctx)
@@ -123,11 +123,13 @@ func (r *rebuild) theRest() error {
 	if err := r.keep(); err != nil {
 		return err
 	}
-	if r.m.Guards.Empty() {
-		return nil
-	}
 	s := newScript(r.target.t)
 	guardAll(s, r.p, r.m)
+	lockAll(s, r.p)
+	if len(s.names) == 0 {
+		s.Discard()
+		return nil
+	}
 	return s.run(r.target.pid)
 }
 
