@@ -5,11 +5,13 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pageferry/pageferry/checkpoint"
 	"github.com/pageferry/pageferry/checkpoint/image"
 	"github.com/pageferry/pageferry/internal/testutil"
 	"github.com/pageferry/pageferry/page"
@@ -196,5 +198,57 @@ func TestLandRefuses(t *testing.T) {
 	all := page.NewSet(vmas[0].Range)
 	if err := s.Holds(&all); err == nil {
 		t.Error("pages outside of every mapping are held")
+	}
+}
+
+// TestLayingLeavesNoOtherMappings: rounds in which nothing changes, and the giving up
+// of many pages, one by one, take none of the address space but the stub area. The
+// kernel would put what injected calls need more where the process is going to have
+// something itself.
+func TestLayingLeavesNoOtherMappings(t *testing.T) {
+	require(t)
+	testutil.NoLeaks(t)
+	cfg := config(t)
+	pid := freePID(t)
+	cfg.PID, cfg.PGID, cfg.SID = pid, pid, pid
+	mono, boot, err := checkpoint.Clocks(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Monotonic, cfg.Boottime = mono, boot
+	ctx := timed(t)
+	s, err := Prepare(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Abort(ctx)
+	const pages = 1 << 20
+	whole := page.Range{Start: 0x200000000000, End: 0x200000000000 + pages*page.Size}
+	vmas := []image.VMA{{Range: whole, Kind: image.VMAAnon, Flags: []string{"nr"}}}
+	var some page.Set
+	for at := whole.Start; at < whole.End; at += 2 * page.Size {
+		some.Add(page.PageOf(at))
+	}
+	for range 2 {
+		for range 3 {
+			if err := s.Lay(ctx, vmas); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.Land(some); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Drop(some); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ms, err := proc.ReadMaps(s.PID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range ms {
+		if m.Name == "" && !s.area.Covers(m.Range) && !whole.Covers(m.Range) {
+			t.Errorf("a mapping that nobody asked for: %v", m.Range)
+		}
 	}
 }

@@ -32,9 +32,11 @@ func (s *script) call(nr uintptr, args ...uint64) *inject.Call {
 	return s.Call(nr, args...)
 }
 
-// run runs the batch on the thread.
+// run runs the batch on the thread. One without calls is given up: as long as
+// some batch is, none of the memory that they all take is used again.
 func (s *script) run(tid int) error {
 	if len(s.names) == 0 {
+		s.Discard()
 		return nil
 	}
 	return s.explain(s.Batch.Run(tid))
@@ -58,6 +60,8 @@ func runAll(tids []int, scripts []*script) error {
 	for i, s := range scripts {
 		if len(s.names) > 0 {
 			jobs = append(jobs, inject.Job{TID: tids[i], Batch: s.Batch})
+		} else {
+			s.Discard()
 		}
 	}
 	err := inject.RunAll(jobs)

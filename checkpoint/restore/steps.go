@@ -126,10 +126,6 @@ func (r *rebuild) theRest() error {
 	s := newScript(r.target.t)
 	guardAll(s, r.p, r.m)
 	lockAll(s, r.p)
-	if len(s.names) == 0 {
-		s.Discard()
-		return nil
-	}
 	return s.run(r.target.pid)
 }
 
