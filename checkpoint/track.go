@@ -162,8 +162,8 @@ func isUserfaultfd(fd int) (bool, error) {
 	return name == "anon_inode:[userfaultfd]", err
 }
 
-// auxv tells one program from the next: it holds where the kernel put it, and the
-// place of its random bytes.
+// auxv tells one program from the next where the kernel randomizes: it holds where
+// the kernel put it, and the place of its random bytes.
 func (s *Session) auxv() ([]byte, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/auxv", s.pid))
 	return b, proc.Gone(s.pid, err)
@@ -175,7 +175,7 @@ func (s *Session) sameProgram() error {
 		return nil
 	}
 	now, err := s.auxv()
-	if err == nil && !bytes.Equal(now, s.program) {
+	if err == nil && (!bytes.Equal(now, s.program) || errors.Is(s.mem.Load().Alive(), proc.ErrGone)) {
 		err = ErrExec
 	}
 	return err

@@ -93,6 +93,18 @@ func (m *Memory) ReadPages(rs []page.Range, buf []byte) error {
 	return nil
 }
 
+// Alive fails with ErrGone where nobody has the address space any more: its process
+// has ended, or called exec. The kernel then has nothing to read for the handle
+// (mem_rw in fs/proc/base.c), and else no page at address 0, or one.
+func (m *Memory) Alive() error {
+	var b [1]byte
+	err := m.ReadAt(b[:], 0)
+	if errors.Is(err, ErrNoPage) {
+		err = nil
+	}
+	return err
+}
+
 // ReadAt fills b from address at on, whatever the protection.
 func (m *Memory) ReadAt(b []byte, at page.Addr) error {
 	if _, err := m.f.ReadAt(b, int64(at)); err != nil {
