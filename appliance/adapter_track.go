@@ -2,6 +2,7 @@ package appliance
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -163,14 +164,16 @@ func (p *process) Peek(pages *page.Set) (page.Set, error) {
 }
 
 // readRunning reads page by page what could not be read at once. What the program
-// has unmapped meanwhile is zeros, which the next Look sets right.
+// has unmapped meanwhile is zeros, which the next Look sets right: it is not there
+// any more, or is written. Of a page that is there and cannot be read, for want of
+// memory for example, the next Look would say nothing.
 func (p *process) readRunning(space page.Space, rs []page.Range, buf []byte) error {
 	for _, r := range rs {
 		for at := r.Start; at < r.End; at += page.Size {
 			one := buf[:page.Size]
 			buf = buf[page.Size:]
 			if err := p.s.ReadPages(space, []page.Range{page.PageOf(at)}, one); err != nil {
-				if err := p.s.Alive(); err != nil {
+				if !errors.Is(err, proc.ErrNoPage) {
 					return err
 				}
 				clear(one)

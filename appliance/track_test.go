@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -95,4 +96,29 @@ func descriptors(t *testing.T, pid int) string {
 		names = append(names, e.Name()+"="+to)
 	}
 	return strings.Join(names, " ")
+}
+
+// TestReadRunning: what is not there is zeros, and what cannot be read is an error.
+func TestReadRunning(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.AMD64)
+	testutil.NoLeaks(t)
+	r := testutil.Start(t, "sleep", "60")
+	s, err := checkpoint.Open(r.Pid(), checkpoint.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	p := newProcess(s, r.Pid(), SourceOptions{})
+	p.running.Store(true)
+	hole := []page.Range{page.PageOf(0x10000)}
+	buf := bytes.Repeat([]byte{1}, page.Size)
+	if err := p.ReadPages(0, hole, buf); err == nil {
+		t.Error("pages of a process whose memory is not open read as zeros")
+	}
+	if err := s.Track(nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.ReadPages(0, hole, buf); err != nil || !bytes.Equal(buf, make([]byte, page.Size)) {
+		t.Errorf("a page that is not there reads as %d...: %v", buf[0], err)
+	}
 }
