@@ -62,7 +62,7 @@ func (p *process) stopForLook() (resume func() error, err error) {
 	if !p.running.Load() {
 		return func() error { return nil }, nil
 	}
-	return p.s.Resume, p.s.Pause(context.Background())
+	return p.slow.stop()
 }
 
 // untrack ends that. Nothing of it is left in the process.

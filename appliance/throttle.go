@@ -22,6 +22,9 @@ type throttle struct {
 	p   pauser
 	log *slog.Logger
 
+	// turn is held by who has stopped the process: this, or a look.
+	turn sync.Mutex
+
 	mu     sync.Mutex
 	cancel context.CancelFunc // nil where it is not at work
 	done   chan struct{}
@@ -48,18 +51,37 @@ func (t *throttle) set(part float64) {
 func (t *throttle) run(ctx context.Context, still time.Duration, done chan struct{}) {
 	defer close(done)
 	for sleep(ctx, throttlePeriod-still) {
-		if err := t.p.Pause(ctx); err != nil {
+		if err := t.once(ctx, still); err != nil {
 			if ctx.Err() == nil {
 				t.log.Warn("the process is not slowed any more", "err", err)
 			}
 			return
 		}
-		sleep(ctx, still)
-		if err := t.p.Resume(); err != nil {
-			t.log.Warn("the process that was slowed", "err", err)
-			return
-		}
 	}
+}
+
+// once stops the process for a while.
+func (t *throttle) once(ctx context.Context, still time.Duration) error {
+	t.turn.Lock()
+	defer t.turn.Unlock()
+	if err := t.p.Pause(ctx); err != nil {
+		return err
+	}
+	sleep(ctx, still)
+	return t.p.Resume()
+}
+
+// stop makes the process stand still for somebody else.
+func (t *throttle) stop() (resume func() error, err error) {
+	t.turn.Lock()
+	if err := t.p.Pause(context.Background()); err != nil {
+		t.turn.Unlock()
+		return nil, err
+	}
+	return func() error {
+		defer t.turn.Unlock()
+		return t.p.Resume()
+	}, nil
 }
 
 // sleep reports whether ctx did not end meanwhile.

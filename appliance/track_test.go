@@ -122,3 +122,47 @@ func TestReadRunning(t *testing.T) {
 		t.Errorf("a page that is not there reads as %d...: %v", buf[0], err)
 	}
 }
+
+// TestLookWhileThrottled: a look that needs the process to stand still takes turns
+// with the throttle, which stops it, too.
+func TestLookWhileThrottled(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.AMD64)
+	testutil.NoLeaks(t)
+	r := testutil.Start(t, "sleep", "60")
+	s, err := checkpoint.Open(r.Pid(), checkpoint.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	p := newProcess(s, r.Pid(), SourceOptions{})
+	p.running.Store(true)
+	if err := p.Throttle(0.5); err != nil {
+		t.Fatal(err)
+	}
+	defer p.slow.set(0)
+	for range 20 {
+		resume, err := p.stopForLook()
+		if err != nil {
+			t.Fatal(err)
+		}
+		st, serr := proc.ReadStatus(r.Pid())
+		if serr != nil || st.TracerPID == 0 {
+			t.Fatalf("it has no tracer during the look (%v)", serr)
+		}
+		time.Sleep(10 * time.Millisecond) // the throttle may want it meanwhile
+		if st, _ := proc.ReadStatus(r.Pid()); st.TracerPID == 0 {
+			t.Fatal("it was let go of in the middle of a look")
+		}
+		if err := resume(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.slow.mu.Lock()
+	done := p.slow.done
+	p.slow.mu.Unlock()
+	select {
+	case <-done:
+		t.Error("it is not slowed any more")
+	default:
+	}
+}
