@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pageferry/pageferry/appliance"
 	"github.com/pageferry/pageferry/internal/testutil"
 )
 
@@ -94,6 +95,11 @@ func (n *node) leftovers(alive []*guest) error {
 				found("process %d (%s) in a frozen cgroup, %s", p.pid, p.comm, p.cgroup)
 			}
 		}
+		if guest(p) && !slices.ContainsFunc(reports, func(r appliance.Report) bool { return !r.Finished() }) {
+			for _, what := range trapped(p.pid) {
+				found("process %d (%s): %s", p.pid, p.comm, what)
+			}
+		}
 		if p.pid != daemon && !living {
 			found("process %d (%s, pid %d there, state %c) in cgroup %s", p.pid, p.comm, p.inner, p.state, p.cgroup)
 		}
@@ -134,6 +140,36 @@ func (n *node) leftovers(alive []*guest) error {
 		return nil
 	}
 	return fmt.Errorf("left on host %s:\n\t%s", n.name(), strings.Join(left, "\n\t"))
+}
+
+// trapped says what of a userfaultfd is in a process: a descriptor, or a mapping
+// that is registered, of which every first write or access is slow: um (missing
+// pages) and uw (write protection), see proc_pid_smaps(5).
+func trapped(pid int) (out []string) {
+	dir := fmt.Sprintf("/proc/%d/", pid)
+	fds, _ := os.ReadDir(dir + "fd")
+	for _, e := range fds {
+		if to, _ := os.Readlink(dir + "fd/" + e.Name()); strings.Contains(to, "userfaultfd") {
+			out = append(out, "descriptor "+e.Name()+" -> "+to)
+		}
+	}
+	b, _ := os.ReadFile(dir + "smaps")
+	mapping := ""
+	for line := range strings.Lines(string(b)) {
+		flags, ok := strings.CutPrefix(line, "VmFlags:")
+		if !ok {
+			if !strings.Contains(strings.Fields(line)[0], ":") {
+				mapping = strings.TrimSpace(line)
+			}
+			continue
+		}
+		for _, f := range strings.Fields(flags) {
+			if f == "uw" || f == "um" || f == "ui" {
+				out = append(out, f+" in mapping "+mapping)
+			}
+		}
+	}
+	return out
 }
 
 // cgroups lists those below the host's.

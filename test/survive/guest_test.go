@@ -114,8 +114,11 @@ func (g *guest) beat(n uint64) {
 	g.t.Helper()
 	before := g.r.recorder.Beats(g.identity).Count
 	testutil.Eventually(g.t, 20*time.Second, func() error {
+		if s := g.said(); s != "" {
+			g.t.Fatalf("%s: %s", g.identity, s)
+		}
 		if b := g.r.recorder.Beats(g.identity).Count; b < before+n {
-			return fmt.Errorf("%s: %d heartbeats, wanted %d more than %d; it reported %q", g.identity, b, n, before, g.said())
+			return fmt.Errorf("%s: %d heartbeats, wanted %d more than %d", g.identity, b, n, before)
 		}
 		return nil
 	})

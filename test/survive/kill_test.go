@@ -23,14 +23,23 @@ const (
 	destination side = "destination"
 )
 
-// moment is a kill point, and how often it is passed before.
+// moment is a kill point, and how often it is passed before: in all, or where round
+// is not 0 in that one; see roundEnds.
 type moment struct {
 	side  side
 	point string
 	nth   int
+	round int
 }
 
+// roundEnds are passed at the end of what counts as a round: at the source the
+// first three are looks before the first real one.
+var roundEnds = map[side]string{source: "source/engine/look/after", destination: "restore/lay/after"}
+
 func (m moment) String() string {
+	if m.round > 0 {
+		return fmt.Sprintf("%s, %s, round %d", m.side, m.point, m.round)
+	}
 	if m.nth > 1 {
 		return fmt.Sprintf("%s, %s, time %d", m.side, m.point, m.nth)
 	}
@@ -56,7 +65,7 @@ func moments(s side, passed []string) []moment {
 			at = []int{1, (n + 1) / 2, n}
 		}
 		for _, i := range at {
-			out = append(out, moment{s, p, i})
+			out = append(out, moment{side: s, point: p, nth: i})
 		}
 	}
 	return out
@@ -166,6 +175,7 @@ func (g *guest) killAt(t *testing.T, sc script, mode string, ms ...moment) (reac
 	dead := make(chan *node, len(ms))
 	var mu sync.Mutex
 	count := map[moment]int{}
+	round := map[side]int{source: 1, destination: 1}
 	left := slices.Clone(ms)
 	for s, n := range nodes {
 		n.points.do(func(point string) {
@@ -176,10 +186,15 @@ func (g *guest) killAt(t *testing.T, sc script, mode string, ms ...moment) (reac
 			hit := false
 			if len(left) > 0 && left[0].side == s && left[0].point == point {
 				m := left[0]
-				count[m]++
+				if m.round == 0 || m.round == round[s] {
+					count[m]++
+				}
 				if hit = count[m] == m.nth; hit {
 					left = left[1:]
 				}
+			}
+			if point == roundEnds[s] {
+				round[s]++
 			}
 			mu.Unlock()
 			if hit {
@@ -274,6 +289,7 @@ func (g *guest) trace(t *testing.T, sc script, mode string, ms ...moment) map[si
 // waiting.
 type killer struct {
 	t    *testing.T
+	make func() *guest
 	free chan *guest
 	wg   sync.WaitGroup
 	n    int
@@ -283,24 +299,26 @@ type killer struct {
 
 const rigs = 2
 
-func newKiller(t *testing.T) *killer {
+func newKiller(t *testing.T, launch func(*rig, testing.TB, *node) *guest) *killer {
 	k := &killer{t: t, free: make(chan *guest, rigs)}
+	k.make = func() *guest {
+		r := newRig(k.t)
+		return launch(r, k.t, r.a)
+	}
 	for range rigs {
 		k.free <- k.make()
 	}
 	return k
 }
 
-func (k *killer) make() *guest {
-	r := newRig(k.t)
-	return r.small(k.t, r.a)
-}
+// still writes little.
+func still(r *rig, t testing.TB, n *node) *guest { return r.small(t, n) }
 
 // kill has a guest go through a script in which ms happen.
 func (k *killer) kill(sc script, ms ...moment) {
 	g := <-k.free
 	k.n++
-	mode := []string{"postcopy", "stop"}[k.n%2]
+	mode := modes[k.n%len(modes)]
 	k.wg.Go(func() {
 		ok := k.t.Run(fmt.Sprintf("%s/%v", sc.name, ms), func(t *testing.T) {
 			g.t = t
@@ -341,7 +359,7 @@ func (k *killer) end() {
 // Either daemon is killed at every kill point of a migration.
 func TestKilledDaemon(t *testing.T) {
 	begin(t)
-	k := newKiller(t)
+	k := newKiller(t, still)
 	passed := k.look(plain)
 	all := append(moments(source, passed[source]), moments(destination, passed[destination])...)
 	if len(all) < 80 {
@@ -356,7 +374,7 @@ func TestKilledDaemon(t *testing.T) {
 // A migration that is given up, its daemons killed on the way back.
 func TestKilledWhileCanceled(t *testing.T) {
 	begin(t)
-	k := newKiller(t)
+	k := newKiller(t, still)
 	const from = "source/recv/ready"
 	passed := k.look(canceled)
 	for s, points := range passed {
@@ -369,7 +387,7 @@ func TestKilledWhileCanceled(t *testing.T) {
 		passed[destination] = passed[destination][i:]
 	}
 	all := append(moments(source, passed[source]), moments(destination, passed[destination])...)
-	if !slices.Contains(all, moment{source, "source/journal/aborted/after", 1}) || !slices.Contains(all, moment{destination, "destination/engine/abort/before", 1}) {
+	if !slices.Contains(all, moment{source, "source/journal/aborted/after", 1, 0}) || !slices.Contains(all, moment{destination, "destination/engine/abort/before", 1, 0}) {
 		t.Fatalf("it was not canceled: %v", all)
 	}
 	for _, m := range all {
@@ -381,17 +399,17 @@ func TestKilledWhileCanceled(t *testing.T) {
 // A daemon that takes up what another one left is killed as well.
 func TestKilledTwice(t *testing.T) {
 	begin(t)
-	k := newKiller(t)
+	k := newKiller(t, still)
 	// What follows one first kill mostly follows another of the same side, too,
 	// and is done once for each side.
 	done := map[side]map[moment]bool{source: {}, destination: {}}
 	for _, first := range []moment{
-		{source, "source/journal/committed/after", 1},
-		{source, "source/journal/serving/after", 1},
-		{source, "source/engine/hold/after", 1},
-		{destination, "destination/journal/ready/after", 1},
-		{destination, "destination/journal/committed/after", 1},
-		{destination, "destination/journal/running/after", 1},
+		{source, "source/journal/committed/after", 1, 0},
+		{source, "source/journal/serving/after", 1, 0},
+		{source, "source/engine/hold/after", 1, 0},
+		{destination, "destination/journal/ready/after", 1, 0},
+		{destination, "destination/journal/committed/after", 1, 0},
+		{destination, "destination/journal/running/after", 1, 0},
 	} {
 		passed := k.look(plain, first)
 		all := append(moments(source, passed[source]), moments(destination, passed[destination])...)
