@@ -96,17 +96,7 @@ func (p *process) dirtied(ms []migrate.Memory) []migrate.Memory {
 // Look looks at anonymous memory, which is nearly all that a process has. Pages of
 // shared objects and changed pages of files come at the switch.
 func (p *process) Look(context.Context) (migrate.Look, error) {
-	maps, err := p.s.Mappings()
-	if err != nil {
-		return migrate.Look{}, gone(err)
-	}
-	var anon []proc.Mapping
-	for i := range maps {
-		if m := &maps[i]; !m.Shared && m.Ino == 0 && m.Name != "[vsyscall]" && !m.Has("dp") && !m.Has("io") && !m.Has("pf") {
-			anon = append(anon, *m)
-		}
-	}
-	found, err := p.tracker.Collect(anon)
+	anon, found, err := p.look()
 	if err != nil {
 		return migrate.Look{}, gone(err)
 	}
@@ -146,6 +136,53 @@ func (p *process) remade(vmas []image.VMA) page.Set {
 	}
 	p.laid = now
 	return out
+}
+
+// look takes a look such that nothing of what it does not tell is written by a
+// device. What is read past the page cache comes into pages that the kernel looked
+// up before, and write protection knows nothing of that: a page protected in
+// between would be taken for unchanged. Nothing is on the way while the process
+// stands still, for its threads stop only when such calls have ended.
+func (p *process) look() (anon []proc.Mapping, found dirty.Pages, err error) {
+	if p.tracker.Method() != dirty.WPAsync {
+		return p.collect(false) // they tell it, or stop it themselves
+	}
+	still, err := proc.DirectIO(p.pid)
+	if err != nil {
+		return nil, dirty.Pages{}, err
+	}
+	if anon, found, err = p.collect(still); err != nil || still {
+		return anon, found, err
+	}
+	if still, err = proc.DirectIO(p.pid); err != nil || !still {
+		return anon, found, err
+	}
+	// Opened meanwhile: some of what is protected now may have been written since.
+	anon, found, err = p.collect(true)
+	found.Written = found.Content
+	return anon, found, err
+}
+
+// collect asks the tracker, while the process stands still if that is needed.
+func (p *process) collect(still bool) (anon []proc.Mapping, found dirty.Pages, err error) {
+	if still {
+		var resume func() error
+		if resume, err = p.stopForLook(); err != nil {
+			return nil, dirty.Pages{}, err
+		}
+		defer func() { err = errors.Join(err, resume()) }()
+	}
+	maps, err := p.s.Mappings()
+	if err != nil {
+		return nil, dirty.Pages{}, err
+	}
+	for i := range maps {
+		if m := &maps[i]; !m.Shared && m.Ino == 0 && m.Name != "[vsyscall]" && !m.Has("dp") && !m.Has("io") && !m.Has("pf") {
+			anon = append(anon, *m)
+		}
+	}
+	found, err = p.tracker.Collect(anon)
+	return anon, found, err
 }
 
 // settledFlags are those of a mapping that are settled when it is made.
