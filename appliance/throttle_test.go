@@ -3,6 +3,7 @@ package appliance
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync/atomic"
 	"testing"
@@ -102,4 +103,50 @@ func TestThrottleRealProgram(t *testing.T) {
 	p.Beat(3)
 	p.Check()
 	p.Verify()
+}
+
+const ticker = `
+#include <stdio.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+int main(void) {
+	struct epoll_event ev;
+	int ep = epoll_create1(0);
+	for (;;) {
+		if (epoll_wait(ep, &ev, 1, 200) != 0) return 1;
+		if (write(1, ".", 1) != 1) return 1;
+	}
+}
+`
+
+// TestThrottleKeepsTimeouts: a thread that waits in epoll_wait for longer than the
+// throttle lets it run is called back in time.
+func TestThrottleKeepsTimeouts(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.AMD64)
+	testutil.NoLeaks(t)
+	p := testutil.Start(t, testutil.CCText(t, "ticker", ticker))
+	p.WaitText(".", time.Minute)
+	s, err := checkpoint.Open(p.Pid(), checkpoint.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	slow := throttle{p: s, log: slog.New(slog.DiscardHandler)}
+	slow.set(0.5)
+	defer slow.set(0)
+	before, begin := len(p.Text()), time.Now()
+	const ticks = 5
+	testutil.Eventually(t, 15*time.Second, func() error {
+		if n := len(p.Text()) - before; n < ticks {
+			return fmt.Errorf("%d ticks of 200 ms in %v", n, time.Since(begin))
+		}
+		return nil
+	})
+	// Not one too early: each has its 200 ms, but the first, which had begun before.
+	if d := time.Since(begin); d < (ticks-1)*200*time.Millisecond {
+		t.Errorf("%d ticks of 200 ms in %v", ticks, d)
+	}
+	if !p.Alive() {
+		t.Error("it saw what it must not see")
+	}
 }

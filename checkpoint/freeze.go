@@ -278,7 +278,7 @@ func (s *Session) awaitStop(ctx context.Context, t *thread) error {
 			if ws.StopSignal() != unix.SIGTRAP {
 				s.stopped = true
 			}
-			return keepCall(t.tid)
+			return s.keepCall(t.tid)
 		case 0:
 			sig = ws.StopSignal()
 		}
@@ -291,11 +291,12 @@ func (s *Session) awaitStop(ctx context.Context, t *thread) error {
 // keepCall marks a call that fails with EINTR whenever its thread is stopped, such
 // as epoll_wait, as one to be restarted: whatever happens to us from here on, the
 // program does not see it.
-func keepCall(tid int) error {
+func (s *Session) keepCall(tid int) error {
 	var r sys.Regs
 	err := sys.PtraceGetRegs(tid, &r)
 	if err == nil {
 		if how := inject.Interpret(r); how.Kernel != r {
+			s.waits.keep(tid, &how)
 			err = sys.PtraceSetRegs(tid, &how.Kernel)
 		}
 	}

@@ -122,7 +122,7 @@ func (s *Session) thaw(ctx context.Context) error {
 			return err
 		}
 	}
-	s.find, s.program = nil, nil
+	s.find, s.program, s.waits = nil, nil, nil
 	s.closeMemory()
 	if !s.running() {
 		return proc.ErrGone
