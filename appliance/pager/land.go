@@ -108,18 +108,23 @@ func (s *server) land(m landMsg) (_ Landed, err error) {
 
 // lander is the placer of one round.
 type lander struct {
-	pid     int
-	space   *pagestore.Space // of the round's own store
-	written page.Set         // those that may hold something from an earlier round
-	pages   atomic.Uint64    // in place
+	pid   int
+	space *pagestore.Space // of the round's own store
+	pages atomic.Uint64    // in place
 
-	mu   sync.Mutex
-	zero []page.Range
+	mu      sync.Mutex
+	written page.Set // those that may hold something, from an earlier round or this one
+	zero    []page.Range
 }
 
 // Place writes pages where they belong.
 func (l *lander) Place(_ page.Space, r page.Range, data []byte) (int, error) {
 	if err := l.write(r, data); err != nil {
+		// Some of it may be there, and be zero when it comes again.
+		some := page.NewSet(r)
+		l.mu.Lock()
+		l.written = page.Union(&l.written, &some)
+		l.mu.Unlock()
 		return 0, err
 	}
 	return l.settle(r), nil
@@ -127,7 +132,10 @@ func (l *lander) Place(_ page.Space, r page.Range, data []byte) (int, error) {
 
 // Zero sees to it that the pages of r are zero. Those that nobody wrote to are.
 func (l *lander) Zero(_ page.Space, r page.Range) (int, error) {
-	for _, part := range l.written.Intersect(r) {
+	l.mu.Lock()
+	written := l.written
+	l.mu.Unlock()
+	for _, part := range written.Intersect(r) {
 		for !part.Empty() {
 			piece := page.Range{Start: part.Start, End: min(part.End, part.Start+page.Addr(len(zeroes)))}
 			if err := l.write(piece, zeroes[:piece.Bytes()]); err != nil {
