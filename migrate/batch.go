@@ -11,8 +11,13 @@ import (
 // and each of them, as sets of the memory map are written.
 const batchVersion = 1
 
-// maxClasses bounds the classes of a batch.
-const maxClasses = 1 << 10
+const (
+	// maxClasses bounds the classes of a batch.
+	maxClasses = 1 << 10
+	// maxBatch bounds the pages to be fetched in one: the destination keeps note of
+	// each. A source asks for batchBytes.
+	maxBatch = 1 << 22
+)
 
 func encodeBatch(b *Batch) ([]byte, error) {
 	for _, s := range append([]page.Set{b.Gone}, b.Classes...) {
@@ -45,10 +50,16 @@ func decodeBatch(in []byte) (b Batch, err error) {
 		return b, fmt.Errorf("%w: batch of %d classes", ErrProtocol, n)
 	}
 	b.Classes = make([]page.Set, n)
+	left := uint64(maxBatch)
 	for i := range b.Classes {
 		if b.Classes[i], in, err = page.ParseSet(in); err != nil {
 			return b, fmt.Errorf("%w: batch: %w", ErrProtocol, err)
 		}
+		pages := b.Classes[i].Pages()
+		if pages > left {
+			return b, fmt.Errorf("%w: batch of more than %d pages", ErrProtocol, maxBatch)
+		}
+		left -= pages
 	}
 	if len(in) != 0 {
 		return b, fmt.Errorf("%w: %d bytes after the batch", ErrProtocol, len(in))

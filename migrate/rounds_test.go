@@ -42,3 +42,26 @@ func TestRoundsDirty(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// TestBatchIsBounded: what a source may ask for at once takes a bounded amount of
+// memory at the destination, in how many classes ever.
+func TestBatchIsBounded(t *testing.T) {
+	for _, c := range []struct {
+		classes []page.Set
+		ok      bool
+	}{
+		{[]page.Set{pages(1, 1+maxBatch)}, true},
+		{[]page.Set{pages(1, 2+maxBatch)}, false},
+		{[]page.Set{pages(1, 1<<30), pages(1<<31, 1<<40)}, false},
+		{[]page.Set{pages(1, maxBatch), pages(1<<31, 1<<31+1)}, true},
+		{[]page.Set{pages(1, maxBatch), pages(1<<31, 1<<31+2)}, false},
+	} {
+		b, err := encodeBatch(&Batch{Classes: c.classes, Gone: pages(1, 1<<40)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := decodeBatch(b); (err == nil) != c.ok {
+			t.Errorf("%v: %v", c.classes, err)
+		}
+	}
+}
