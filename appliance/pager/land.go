@@ -91,10 +91,12 @@ func (s *server) land(m landMsg) (_ Landed, err error) {
 	if s.landPID != m.PID {
 		s.landPID, s.written = m.PID, page.Set{}
 	}
-	l := &lander{pid: m.PID, space: sp, written: page.Intersection(&s.written, &all)}
+	ctx, cancel := context.WithCancelCause(s.ctx)
+	defer cancel(nil)
+	l := &lander{pid: m.PID, space: sp, ended: cancel, written: page.Intersection(&s.written, &all)}
 	s.landing.Store(l)
 	defer s.landing.Store(nil)
-	err = s.fetch.Round(s.ctx, stream.Round{Store: st, Placer: l, Order: stream.InOrder(m.Space, m.Classes), Reader: l})
+	err = s.fetch.Round(ctx, stream.Round{Store: st, Placer: l, Order: stream.InOrder(m.Space, m.Classes), Reader: l})
 	if err != nil {
 		return Landed{}, err
 	}
@@ -111,6 +113,8 @@ type lander struct {
 	pid   int
 	space *pagestore.Space // of the round's own store
 	pages atomic.Uint64    // in place
+	// ended ends the round, where the process has: then no other lane can do better.
+	ended context.CancelCauseFunc
 
 	mu      sync.Mutex
 	written page.Set // those that may hold something, from an earlier round or this one
@@ -159,9 +163,17 @@ func (l *lander) ReadPages(_ page.Space, first page.Num, buf []byte) error {
 		err = unix.EFAULT
 	}
 	if err != nil {
+		l.check(err)
 		return fmt.Errorf("pager: read pages of process %d that have landed at %v: %w", l.pid, first.Addr(), err)
 	}
 	return nil
+}
+
+// check ends the round where err says that there is nothing to land in.
+func (l *lander) check(err error) {
+	if err == unix.ESRCH {
+		l.ended(fmt.Errorf("pager: process %d, in which pages land, has been killed: out of memory, most likely, look into the kernel's log", l.pid))
+	}
 }
 
 // Absent is Zero: the source's page went away in the middle of the round.
@@ -185,6 +197,7 @@ func (l *lander) write(r page.Range, data []byte) error {
 		remote := [1]unix.RemoteIovec{{Base: uintptr(r.Start), Len: len(data)}}
 		n, err := sys.ProcessVMWritevNow(l.pid, local[:], remote[:])
 		if err != nil {
+			l.check(err)
 			return fmt.Errorf("pager: land pages %v in process %d: %w", r, l.pid, err)
 		}
 		data = data[n:]
