@@ -61,14 +61,14 @@ func TestProgramThatChanges(t *testing.T) {
 	}
 	// run moves it, sends sig when the source passes point and waits until that
 	// has had its effect.
-	run := func(t *testing.T, point string, sig unix.Signal, effect func(g *guest, pid int) bool) (*guest, appliance.Report) {
+	run := func(t *testing.T, mode, point string, sig unix.Signal, effect func(g *guest, pid int) bool) (*guest, appliance.Report) {
 		if r.broken {
 			r = newRig(top)
 		}
 		r.watch(t)
 		g := launch(t)
 		pid := g.outer()
-		reached := r.a.points.at(point, 1, func() {
+		reached := r.a.points.at(moment{source, point, 1, 0}, func() {
 			_ = unix.Kill(pid, sig)
 			for end := time.Now().Add(5 * time.Second); effect != nil && !effect(g, pid); time.Sleep(time.Millisecond) {
 				if time.Now().After(end) {
@@ -77,7 +77,7 @@ func TestProgramThatChanges(t *testing.T) {
 				}
 			}
 		})
-		rep, err := g.migrate(g.request("postcopy"))
+		rep, err := g.migrate(g.request(mode))
 		r.a.points.do(nil)
 		if err != nil {
 			t.Fatal(err)
@@ -93,14 +93,19 @@ func TestProgramThatChanges(t *testing.T) {
 		}
 		return g, rep
 	}
-	early := []string{"source/dial/after", "source/recv/accept", "source/engine/isolate/after", "source/engine/freeze/before"}
+	early := []struct{ mode, point string }{
+		{"postcopy", "source/dial/after"}, {"postcopy", "source/recv/accept"}, {"postcopy", "source/engine/isolate/after"}, {"postcopy", "source/engine/freeze/before"},
+		{"hybrid", "source/engine/track/before"}, {"precopy", "source/engine/track/after"}, {"hybrid", "source/engine/look/after"},
+		{"precopy", "source/send/land/after"}, {"hybrid", "source/recv/landed"}, {"precopy", "source/engine/freeze/before"},
+	}
 	gone := func(_ *guest, pid int) bool {
 		p := process{pid: pid}
 		return !p.describe()
 	}
-	for _, point := range early {
-		top.Run("exits at "+point, func(t *testing.T) {
-			g, rep := run(t, point, unix.SIGUSR1, gone)
+	for _, e := range early {
+		mode, point := e.mode, e.point
+		top.Run("exits at "+point+", "+mode, func(t *testing.T) {
+			g, rep := run(t, mode, point, unix.SIGUSR1, gone)
 			if rep.Outcome != appliance.OutcomeFailed {
 				t.Errorf("outcome %s", rep.Outcome)
 			}
@@ -109,8 +114,8 @@ func TestProgramThatChanges(t *testing.T) {
 			}
 			r.clean(t)
 		})
-		top.Run("execs at "+point, func(t *testing.T) {
-			g, rep := run(t, point, unix.SIGUSR2, func(_ *guest, pid int) bool {
+		top.Run("execs at "+point+", "+mode, func(t *testing.T) {
+			g, rep := run(t, mode, point, unix.SIGUSR2, func(_ *guest, pid int) bool {
 				p := process{pid: pid}
 				return p.describe() && p.comm == "sleep"
 			})
@@ -126,8 +131,8 @@ func TestProgramThatChanges(t *testing.T) {
 			g.end()
 			r.clean(t)
 		})
-		top.Run("forks at "+point, func(t *testing.T) {
-			g, rep := run(t, point, unix.SIGHUP, func(_ *guest, pid int) bool {
+		top.Run("forks at "+point+", "+mode, func(t *testing.T) {
+			g, rep := run(t, mode, point, unix.SIGHUP, func(_ *guest, pid int) bool {
 				b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
 				return len(b) > 0
 			})
@@ -150,7 +155,7 @@ func TestProgramThatChanges(t *testing.T) {
 		top.Run("killed at "+point, func(t *testing.T) {
 			// Nobody but the one who killed it ended it, and nobody makes
 			// another of it.
-			g, rep := run(t, point, unix.SIGKILL, nil)
+			g, rep := run(t, "postcopy", point, unix.SIGKILL, nil)
 			if l := g.living(); len(l) > 1 || len(l) == 1 && (l[0][:2] != "b " || rep.Outcome != appliance.OutcomeDone) {
 				t.Errorf("outcome %s, and there are %v", rep.Outcome, l)
 			}

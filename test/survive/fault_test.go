@@ -57,21 +57,27 @@ func (n *node) killPagers() int {
 // how the source says that it went; how it goes on is for the caller to say.
 func (g *guest) disturb(t *testing.T, mode string, s side, point string, f func()) appliance.Report {
 	t.Helper()
+	return g.disturbAt(t, g.request(mode), moment{s, point, 1, 0}, f)
+}
+
+// disturbAt is disturb at any moment.
+func (g *guest) disturbAt(t *testing.T, req appliance.MigrateRequest, m moment, f func()) appliance.Report {
+	t.Helper()
 	began := time.Now()
 	from, to := g.at, g.r.other(g.at)
 	n := from
-	if s == destination {
+	if m.side == destination {
 		n = to
 	}
-	reached := n.points.at(point, 1, f)
-	id, err := g.begin(g.request(mode))
+	reached := n.points.at(m, f)
+	id, err := g.begin(req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	select {
 	case <-reached:
 	case <-time.After(20 * time.Second):
-		t.Fatalf("%s was not passed", point)
+		t.Fatalf("%v was not passed", m)
 	}
 	from.points.do(nil)
 	to.points.do(nil)

@@ -80,18 +80,21 @@ func (p *points) passed() []string {
 	return append([]string(nil), p.seen...)
 }
 
-// at has f called when point is passed for the nth time, from 1.
-func (p *points) at(point string, nth int, f func()) (reached <-chan struct{}) {
+// at has f called at a moment; m.side is whose points these are.
+func (p *points) at(m moment, f func()) (reached <-chan struct{}) {
 	done := make(chan struct{})
 	var mu sync.Mutex
-	n := 0
+	n, round := 0, 1
 	p.do(func(s string) {
-		if s != point {
-			return
-		}
 		mu.Lock()
-		n++
-		hit := n == nth
+		hit := false
+		if s == m.point && (m.round == 0 || m.round == round) {
+			n++
+			hit = n == m.nth
+		}
+		if s == roundEnds[m.side] {
+			round++
+		}
 		mu.Unlock()
 		if hit {
 			f()

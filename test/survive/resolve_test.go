@@ -72,7 +72,7 @@ func TestResolve(t *testing.T) {
 			if c.dies == destination {
 				dead, alive = to, from
 			}
-			reached := dead.points.at(c.point, 1, dead.kill)
+			reached := dead.points.at(moment{c.dies, c.point, 1, 0}, dead.kill)
 			id, err := g.begin(g.request(c.mode))
 			if err != nil {
 				t.Fatal(err)
