@@ -145,6 +145,7 @@ func (r *rig) server(t testing.TB, n *node, name string, args ...string) *guest 
 // Keys are its own, so that it knows every value: the last that was
 // acknowledged, or one whose answer never came.
 type client struct {
+	name          string
 	dial          func(context.Context) (net.Conn, error)
 	session       func(net.Conn) session
 	writes, reads atomic.Uint64
@@ -156,7 +157,10 @@ type session interface {
 	get(key string) (string, error)
 }
 
-const clientKeys = 500
+const (
+	clientKeys = 500
+	clients    = 3
+)
 
 // run works until ctx ends, then checks every key.
 func (c *client) run(ctx context.Context) error {
@@ -211,7 +215,7 @@ func (c *client) run(ctx context.Context) error {
 		}
 	}
 	for i := 0; ctx.Err() == nil; i++ {
-		key := "client:" + strconv.Itoa(i%clientKeys)
+		key := c.name + ":" + strconv.Itoa(i%clientKeys)
 		value := fmt.Sprintf("%d.%s", i, strings.Repeat("x", i%300))
 		if reach(ctx) != nil {
 			break
@@ -229,7 +233,7 @@ func (c *client) run(ctx context.Context) error {
 		delete(maybe, key)
 		c.writes.Add(1)
 		if i%3 == 0 {
-			if err := check(ctx, "client:"+strconv.Itoa((i*7)%clientKeys)); err != nil && ctx.Err() == nil {
+			if err := check(ctx, c.name+":"+strconv.Itoa((i*7)%clientKeys)); err != nil && ctx.Err() == nil {
 				return err
 			}
 		}
@@ -356,17 +360,24 @@ func withClients(t *testing.T, r *rig, s func(net.Conn) session, f func()) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer stop()
-	c := &client{dial: r.dial, session: s}
-	var err error
-	wg.Go(func() { err = c.run(ctx) })
+	var errs [clients]error
+	var writes, reads uint64
+	all := make([]*client, clients)
+	for i := range all {
+		all[i] = &client{name: fmt.Sprintf("client%d", i), dial: r.dial, session: s}
+		wg.Go(func() { errs[i] = all[i].run(ctx) })
+	}
 	f()
 	stop()
 	wg.Wait()
-	if err != nil {
-		t.Error(err)
+	for i, c := range all {
+		if errs[i] != nil {
+			t.Error(errs[i])
+		}
+		if c.writes.Load() < 20*hops || c.reads.Load() < 5*hops {
+			t.Errorf("only %d writes acknowledged and %d reads right in %d hops", c.writes.Load(), c.reads.Load(), 2*hops)
+		}
+		writes, reads = writes+c.writes.Load(), reads+c.reads.Load()
 	}
-	if c.writes.Load() < 20*hops || c.reads.Load() < 5*hops {
-		t.Errorf("only %d writes acknowledged and %d reads right in %d hops", c.writes.Load(), c.reads.Load(), 2*hops)
-	}
-	t.Logf("%d writes acknowledged, %d reads right", c.writes.Load(), c.reads.Load())
+	t.Logf("%d writes acknowledged, %d reads right", writes, reads)
 }
