@@ -3,6 +3,7 @@ package restore
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -224,6 +225,9 @@ func everyKind(t *testing.T, move func(*testutil.Process) *server) {
 		}
 		if len(found) != 1 || !slices.Equal(found, guards) {
 			t.Errorf("hop %d: guards %v, want %v and one", hop, found, guards)
+		}
+		if st, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Pid())); err != nil || !strings.Contains(string(st), "THP_enabled:\t1") {
+			t.Errorf("hop %d: it has no huge pages any more (%v)", hop, err)
 		}
 		got := layout(t, p.Pid())
 		for _, l := range want {

@@ -136,6 +136,11 @@ func (s *Skeleton) makeWay(sc *script, taken []page.Range) error {
 	}
 	if s.laid.maps == nil {
 		sc.clear(keep...)
+		// A huge page would put zeros beside what lands, where other pages are to come
+		// later: nothing traps an access to those. Until the memory is trapped there are
+		// none (prctl(2)); the process's own setting comes after that.
+		sc.onf("no huge pages while pages land")
+		sc.call(unix.SYS_PRCTL, unix.PR_SET_THP_DISABLE, 1, 0, 0, 0)
 	}
 	if len(v.parts) == 0 || !overlapsAny(v.span(), taken) {
 		return nil

@@ -48,6 +48,23 @@ func (l *lander) write(r page.Range, data []byte) {
 	}
 }
 
+// huge makes huge pages of what it can, as the kernel does by itself where
+// /sys/kernel/mm/transparent_hugepage/enabled says always: at the first write, or
+// later (khugepaged). What had no page between the others is then a page of zeros.
+func (l *lander) huge(vmas []image.VMA) {
+	l.t.Helper()
+	const size, madvCollapse = 2 << 20, 25 // <asm-generic/mman-common.h>, Linux 6.1
+	sc := newScript(l.s.target.t)
+	for i := range vmas {
+		for at := (vmas[i].Start + size - 1) &^ (size - 1); at+size <= vmas[i].End; at += size {
+			sc.call(unix.SYS_MADVISE, uint64(at), size, madvCollapse).Optional()
+		}
+	}
+	if err := sc.run(l.s.target.pid); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
 // TestLand lands most pages of real programs before the image comes, some of them
 // right, some stale, some in mappings that go away again. The programs must not
 // find a stale page, and those that were right must not be asked for.
@@ -159,6 +176,7 @@ func landSome(l *lander, rng *rand.Rand, sn *snapshot) (kept, stale uint64) {
 	if err := l.s.Drop(gone); err != nil {
 		l.t.Fatal(err)
 	}
+	l.huge(vmas)
 	return kept, stale
 }
 

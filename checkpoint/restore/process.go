@@ -36,10 +36,13 @@ func memoryMap(s *script, p *image.Process) {
 	} else {
 		s.call(unix.SYS_PRCTL, unix.PR_SET_MM, unix.PR_SET_MM_MAP, at, uint64(sys.SizeOf[sys.PrctlMMMap]()), 0)
 	}
+	// Set by Lay, too.
+	off := uint64(0)
 	if p.THPDisable {
-		s.onf("THP setting")
-		s.call(unix.SYS_PRCTL, unix.PR_SET_THP_DISABLE, 1, 0, 0, 0)
+		off = 1
 	}
+	s.onf("THP setting")
+	s.call(unix.SYS_PRCTL, unix.PR_SET_THP_DISABLE, off, 0, 0, 0)
 }
 
 // exeFDOffset is where struct prctl_mm_map has its descriptor.
