@@ -19,7 +19,7 @@ func TestNoConvergence(t *testing.T) {
 	top.Run("precopy", func(t *testing.T) {
 		r.watch(t)
 		g.t = t
-		r.a.refused(t, 1, "does not converge", strconv.Itoa(g.pid), "--to", r.b.addr(), "--mode", "precopy", "--max-bandwidth", link)
+		r.a.refused(t, 1, "does not converge", strconv.Itoa(g.pid), "--to", r.b.addr(), "--mode", "precopy", "--max-bandwidth", link, "--compress", "none")
 		r.clean(t, g)
 		g.beat(5)
 		g.oneOwner(0)
@@ -35,7 +35,7 @@ func TestNoConvergence(t *testing.T) {
 		r.watch(t)
 		g.t = t
 		req := g.request("hybrid")
-		req.MaxBandwidth, req.MaxDowntimeMS = link, allowed
+		req.MaxBandwidth, req.MaxDowntimeMS, req.Compress = link, allowed, "none"
 		rep, err := g.migrate(req)
 		if err != nil {
 			t.Fatal(err)
