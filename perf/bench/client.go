@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"time"
@@ -58,26 +57,11 @@ func (s *Stage) NewClient(keys int) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	inR, inW, err := os.Pipe()
+	p, err := s.startPiped(s.lab.Host(hostClient), "client", clientArg0, string(setup))
 	if err != nil {
 		return nil, err
 	}
-	defer inR.Close()
-	outR, outW, err := os.Pipe()
-	if err != nil {
-		inW.Close()
-		return nil, err
-	}
-	defer outW.Close()
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Args = []string{clientArg0, string(setup)}
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = inR, outW, os.Stderr
-	c := &Client{in: inW, outF: outR, out: bufio.NewReader(outR)}
-	if c.prog, err = s.lab.Host(hostClient).Start("client", cmd); err != nil {
-		return nil, errors.Join(err, inW.Close(), outR.Close())
-	}
-	s.ends = append(s.ends, c.prog)
-	return c, nil
+	return &Client{in: p.in, outF: p.out, out: bufio.NewReader(p.out), prog: p.prog}, nil
 }
 
 // Take asks the client what it saw since the last call.

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
-	"os/exec"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -46,26 +45,11 @@ func (s *Stage) NewLoad(keys int) (*Load, error) {
 	if err != nil {
 		return nil, err
 	}
-	inR, inW, err := os.Pipe()
+	p, err := s.startPiped(s.lab.Host(hostClient), "load", loadArg0, string(setup))
 	if err != nil {
 		return nil, err
 	}
-	defer inR.Close()
-	outR, outW, err := os.Pipe()
-	if err != nil {
-		inW.Close()
-		return nil, err
-	}
-	defer outW.Close()
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Args = []string{loadArg0, string(setup)}
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = inR, outW, os.Stderr
-	l := &Load{in: inW, outF: outR, out: bufio.NewReader(outR)}
-	if l.prog, err = s.lab.Host(hostClient).Start("load", cmd); err != nil {
-		return nil, errors.Join(err, inW.Close(), outR.Close())
-	}
-	s.ends = append(s.ends, l.prog)
-	return l, nil
+	return &Load{in: p.in, outF: p.out, out: bufio.NewReader(p.out), prog: p.prog}, nil
 }
 
 // Answers is how many have come so far.

@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -89,27 +88,13 @@ const sinkPort = "7399"
 func (s *Stage) newSink() (_ *sink, err error) {
 	from, to := s.Hosts()
 	address := net.JoinHostPort(to.Addr().String(), sinkPort)
-	inR, inW, err := os.Pipe()
+	p, err := s.startPiped(to, "sink", sinkArg0, address)
 	if err != nil {
 		return nil, err
 	}
-	defer inR.Close()
-	outR, outW, err := os.Pipe()
-	if err != nil {
-		inW.Close()
-		return nil, err
-	}
-	defer outW.Close()
-	k := &sink{in: inW, out: outR, reports: bufio.NewReader(outR)}
+	k := &sink{in: p.in, out: p.out, reports: bufio.NewReader(p.out), prog: p.prog}
 	k.dial = func(ctx context.Context) (net.Conn, error) { return from.Dial(ctx, "tcp", address) }
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Args = []string{sinkArg0, address}
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = inR, outW, os.Stderr
-	if k.prog, err = to.Start("sink", cmd); err == nil {
-		s.ends = append(s.ends, k.prog)
-		_, err = k.report()
-	}
-	if err != nil {
+	if _, err := k.report(); err != nil {
 		return nil, errors.Join(err, k.close())
 	}
 	return k, nil
