@@ -98,18 +98,25 @@ func descriptors(t *testing.T, pid int) string {
 	return strings.Join(names, " ")
 }
 
-// TestReadRunning: what is not there is zeros, and what cannot be read is an error.
-func TestReadRunning(t *testing.T) {
-	testutil.Require(t, testutil.Root, testutil.AMD64)
-	testutil.NoLeaks(t)
+// sleeper is a process that does nothing, as its source has it while it runs.
+func sleeper(t *testing.T) (*testutil.Process, *checkpoint.Session, *process) {
+	t.Helper()
 	r := testutil.Start(t, "sleep", "60")
 	s, err := checkpoint.Open(r.Pid(), checkpoint.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
+	t.Cleanup(func() { s.Close() })
 	p := newProcess(s, r.Pid(), SourceOptions{})
 	p.running.Store(true)
+	return r, s, p
+}
+
+// TestReadRunning: what is not there is zeros, and what cannot be read is an error.
+func TestReadRunning(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.AMD64)
+	testutil.NoLeaks(t)
+	_, s, p := sleeper(t)
 	hole := []page.Range{page.PageOf(0x10000)}
 	buf := bytes.Repeat([]byte{1}, page.Size)
 	if err := p.ReadPages(0, hole, buf); err == nil {
@@ -128,14 +135,7 @@ func TestReadRunning(t *testing.T) {
 func TestLookWhileThrottled(t *testing.T) {
 	testutil.Require(t, testutil.Root, testutil.AMD64)
 	testutil.NoLeaks(t)
-	r := testutil.Start(t, "sleep", "60")
-	s, err := checkpoint.Open(r.Pid(), checkpoint.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
-	p := newProcess(s, r.Pid(), SourceOptions{})
-	p.running.Store(true)
+	r, _, p := sleeper(t)
 	if err := p.Throttle(0.5); err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pageferry/pageferry/appliance"
+	"github.com/pageferry/pageferry/internal/testutil"
 	"github.com/pageferry/pageferry/transport/pace"
 )
 
@@ -103,11 +105,16 @@ func TestLimitOnTheLink(t *testing.T) {
 				t.Fatal(err)
 			}
 			if mode == "postcopy" {
-				for now := r; now.State != "serving"; time.Sleep(10 * time.Millisecond) {
-					if now, err = source.Show(t.Context(), r.ID); err != nil || now.Finished() {
-						t.Fatal(now, err)
+				testutil.Eventually(t, time.Minute, func() error {
+					now, err := source.Show(t.Context(), r.ID)
+					if err == nil && now.Finished() {
+						t.Fatal(now)
 					}
-				}
+					if err == nil && now.State != "serving" {
+						err = fmt.Errorf("it is %s", now.State)
+					}
+					return err
+				})
 				h.end("a", unix.SIGKILL)
 				h.start("a")
 			}
