@@ -144,7 +144,7 @@ func (r *rounds) look(ctx context.Context, first bool) error {
 
 // round decides, and does a round if that is the decision.
 func (r *rounds) round(ctx context.Context, n int) (more bool, err error) {
-	todo := page.Difference(&r.content, &r.clean)
+	unsent := page.Difference(&r.content, &r.clean)
 	state := StateTime(r.s.cfg.Offer.Threads, r.content.Bytes())
 	room := ^uint64(0)
 	if r.s.rec.Mode == ModePreCopy {
@@ -152,15 +152,15 @@ func (r *rounds) round(ctx context.Context, n int) (more bool, err error) {
 	}
 	var held page.Set
 	if !r.s.cfg.AddressOrder {
-		held = r.hist.HoldBack(todo, r.plan.Takes, room)
+		held = r.hist.HoldBack(unsent, r.plan.Takes, room)
 	}
-	send := page.Difference(&todo, &held)
+	send := page.Difference(&unsent, &held)
 	d := r.plan.Next(plan.Measure{
 		Round: n, Sent: r.last.Pages << page.Shift, Took: r.last.took,
 		Written: r.last.DirtyPages << page.Shift, Elapsed: r.last.elapsed,
 		Dirty: send.Bytes(), Held: held.Bytes(), State: state,
 	})
-	r.tell(n, todo.Pages(), d)
+	r.tell(n, unsent.Pages(), d)
 	if d.Throttle != r.throttle {
 		r.throttle = d.Throttle
 		r.s.res.Throttle = max(r.s.res.Throttle, d.Throttle)

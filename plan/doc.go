@@ -7,14 +7,14 @@
 //
 //	two or three short looks              history.Note
 //	rounds := NewRounds                   with history.Curve of those looks
-//	todo := all of the content
+//	unsent := all of the content
 //	for {
-//		held := history.HoldBack(todo, rounds.Takes, rounds.Room, or all of it in hybrid)
-//		decision := rounds.Next           todo without held is dirty
-//		Round: send history.Order(todo without held) in Batches,
+//		held := history.HoldBack(unsent, rounds.Takes, rounds.Room, or all of it in hybrid)
+//		decision := rounds.Next           unsent without held is dirty
+//		Round: send history.Order(unsent without held) in Batches,
 //		       each without what was written again meanwhile
 //		scan                              history.Note
-//		todo = what the scan found + held
+//		unsent = what the scan found + held
 //	}
 //
 // # The order

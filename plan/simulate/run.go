@@ -70,7 +70,7 @@ type run struct {
 
 	there    []uint32 // the version at the destination
 	times    []uint16 // how often a page was sent
-	todo     page.Set
+	left     page.Set
 	throttle float64
 	res      Result
 }
@@ -99,7 +99,7 @@ func Run(m Migration) (*Result, error) {
 	if s.r, err = plan.NewRounds(m.Plan); err != nil {
 		return nil, err
 	}
-	s.todo = s.p.content()
+	s.left = s.p.content()
 	if err := s.rounds(); err != nil {
 		return nil, err
 	}
@@ -139,7 +139,7 @@ func (s *run) rounds() error {
 	var m plan.Measure
 	for m.Round = 0; m.Round < most; m.Round++ {
 		held := s.hold()
-		send := page.Difference(&s.todo, &held)
+		send := page.Difference(&s.left, &held)
 		m.Dirty, m.Held, m.State = send.Bytes(), held.Bytes(), s.State
 		d := s.r.Next(m)
 		s.res.Rounds = append(s.res.Rounds, RoundResult{m, d})
@@ -161,8 +161,8 @@ func (s *run) rounds() error {
 		if lost := page.Difference(&skipped, &s.seen); !lost.Empty() {
 			return fmt.Errorf("%d pages were skipped and not found written", lost.Pages())
 		}
-		s.todo = page.Union(&unsent, &held)
-		s.todo = page.Union(&s.todo, &s.seen)
+		s.left = page.Union(&unsent, &held)
+		s.left = page.Union(&s.left, &s.seen)
 		s.seen = page.Set{}
 	}
 	return fmt.Errorf("%d rounds and no end", most)
@@ -177,7 +177,7 @@ func (s *run) hold() page.Set {
 	if s.Plan.PostCopy {
 		most = s.Memory
 	}
-	return s.h.HoldBack(s.todo, s.r.Takes, most)
+	return s.h.HoldBack(s.left, s.r.Takes, most)
 }
 
 // round sends a set, and returns what it skipped as written again, and what it
@@ -260,7 +260,7 @@ func (s *run) switchOver() {
 		return
 	}
 	written := s.p.scan()
-	rest := page.Union(&s.todo, &written)
+	rest := page.Union(&s.left, &written)
 	s.res.Remainder = rest.Bytes()
 	s.res.Downtime = s.State
 	if s.res.Action == plan.Switch {
