@@ -249,7 +249,7 @@ func (a *arrival) Land(ctx context.Context, b migrate.Batch) (migrate.Landed, er
 	if p == nil {
 		return migrate.Landed{}, fmt.Errorf("land pages: %w", migrate.ErrGone)
 	}
-	l, err := p.Land(ctx, pager.Landing{PID: a.skeleton.PID(), Classes: b.Classes})
+	l, err := p.Land(ctx, pager.Landing{PID: a.skeleton.PID(), UFFD: a.skeleton.Landing(), Classes: b.Classes})
 	if err != nil {
 		return migrate.Landed{}, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,11 +17,15 @@ import (
 )
 
 // Landing is a round of pages that come while the process still runs at the
-// source. They are written at their final places in the process-to-be, which
-// stands still, in private mappings that can be written.
+// source. They are put at their final places in the process-to-be, which stands
+// still, in private mappings that can be written.
 type Landing struct {
 	Space page.Space
 	PID   int // of the process-to-be
+	// UFFD is a userfaultfd of that process by which pages that are missing are
+	// placed: registered, without events, and with UFFD_FEATURE_SIGBUS. It stays the
+	// caller's. Pages that are there are written over by process_vm_writev(2).
+	UFFD *os.File
 	// Classes are the pages, in the order in which they are to be fetched; disjoint.
 	Classes []page.Set
 }
@@ -36,7 +41,10 @@ type Landed struct {
 // Land fetches a round, before anything is adopted, and returns when all of it is
 // in place. A pager that dies in between leaves nothing but pages half written.
 func (c *Client) Land(ctx context.Context, l Landing) (Landed, error) {
-	p, err := c.call(ctx, opLand, landMsg{l.Space, l.PID, l.Classes})
+	if l.UFFD == nil {
+		return Landed{}, errors.New("pager: land pages without a userfaultfd")
+	}
+	p, err := c.call(ctx, opLand, landMsg{l.Space, l.PID, l.Classes}, l.UFFD)
 	if err != nil {
 		return Landed{}, err
 	}
@@ -53,7 +61,7 @@ type landMsg struct {
 const roundStore = "pageferry-round"
 
 // land does one round. Only one is done at a time: the fetcher sees to it.
-func (s *server) land(m landMsg) (_ Landed, err error) {
+func (s *server) land(m landMsg, uffd *os.File) (_ Landed, err error) {
 	begin, before := time.Now(), s.fetch.Received()
 	var all page.Set
 	var pages uint64
@@ -91,9 +99,14 @@ func (s *server) land(m landMsg) (_ Landed, err error) {
 	if s.landPID != m.PID {
 		s.landPID, s.written = m.PID, page.Set{}
 	}
+	fd, err := dupHigh(uffd)
+	if err != nil {
+		return Landed{}, err
+	}
+	defer unix.Close(fd)
 	ctx, cancel := context.WithCancelCause(s.ctx)
 	defer cancel(nil)
-	l := &lander{pid: m.PID, space: sp, ended: cancel, written: page.Intersection(&s.written, &all)}
+	l := &lander{pid: m.PID, uffd: fd, space: sp, ended: cancel, written: page.Intersection(&s.written, &all)}
 	s.landing.Store(l)
 	defer s.landing.Store(nil)
 	err = s.fetch.Round(ctx, stream.Round{Store: st, Placer: l, Order: stream.InOrder(m.Space, m.Classes), Reader: l})
@@ -111,6 +124,7 @@ func (s *server) land(m landMsg) (_ Landed, err error) {
 // lander is the placer of one round.
 type lander struct {
 	pid   int
+	uffd  int
 	space *pagestore.Space // of the round's own store
 	pages atomic.Uint64    // in place
 	// ended ends the round, where the process has: then no other lane can do better.
@@ -121,9 +135,9 @@ type lander struct {
 	zero    []page.Range
 }
 
-// Place writes pages where they belong.
+// Place puts pages where they belong.
 func (l *lander) Place(_ page.Space, r page.Range, data []byte) (int, error) {
-	if err := l.write(r, data); err != nil {
+	if err := l.put(r, data); err != nil {
 		// Some of it may be there, and be zero when it comes again.
 		some := page.NewSet(r)
 		l.mu.Lock()
@@ -142,7 +156,7 @@ func (l *lander) Zero(_ page.Space, r page.Range) (int, error) {
 	for _, part := range written.Intersect(r) {
 		for !part.Empty() {
 			piece := page.Range{Start: part.Start, End: min(part.End, part.Start+page.Addr(len(zeroes)))}
-			if err := l.write(piece, zeroes[:piece.Bytes()]); err != nil {
+			if err := l.put(piece, zeroes[:piece.Bytes()]); err != nil {
 				return 0, err
 			}
 			part.Start = piece.End
@@ -189,19 +203,4 @@ func (l *lander) settle(r page.Range) (n int) {
 	l.space.Source().Each(r, func(p page.Range, first int) { n += l.space.Settle(first, first+p.Pages()) })
 	l.pages.Add(uint64(n))
 	return n
-}
-
-func (l *lander) write(r page.Range, data []byte) error {
-	for len(data) > 0 {
-		local := [1]unix.Iovec{{Base: &data[0], Len: uint64(len(data))}}
-		remote := [1]unix.RemoteIovec{{Base: uintptr(r.Start), Len: len(data)}}
-		n, err := sys.ProcessVMWritevNow(l.pid, local[:], remote[:])
-		if err != nil {
-			l.check(err)
-			return fmt.Errorf("pager: land pages %v in process %d: %w", r, l.pid, err)
-		}
-		data = data[n:]
-		r.Start += page.Addr(n)
-	}
-	return nil
 }

@@ -43,10 +43,10 @@ func (s *server) handle(p packet, files []*os.File) (body any, err error) {
 		return nil, s.adopt(m, p, files)
 	case opLand:
 		m, err := decode[landMsg](p)
-		if err != nil {
-			return nil, err
+		if err != nil || len(files) != 1 {
+			return nil, errors.Join(err, wantFiles(p, files, 1))
 		}
-		return s.land(m)
+		return s.land(m, files[0])
 	case opFetch:
 		s.store.SetFlag(pagestore.FlagFetching)
 		s.fetch.Start(true)

@@ -216,6 +216,7 @@ func (s *Skeleton) unborn() {
 	}
 	s.helpers, s.target, s.init, s.tids, s.pid = nil, nil, nil, nil, 0
 	s.laid = laid{}
+	s.landing.forget()
 }
 
 // end kills a held process and waits until it is gone. A leader is only reported

@@ -38,8 +38,9 @@ func (l *laid) whole() (out []page.Range) {
 
 // Lay brings the address space of the process-to-be to the anonymous mappings
 // among vmas: what was laid before and is not among them goes, with its pages,
-// what is missing comes. Their pages can then be written from outside, at their
-// final addresses; tell Land of each that was. Rebuild keeps what is still right.
+// what is missing comes. Pages can then be put there from outside, see Landing, at
+// their final addresses; tell Land of each that was. Rebuild keeps what is still
+// right.
 //
 // It needs a process that Prepare has made: see Config.PID, Monotonic, Boottime.
 // On error nothing may be laid any more, and nothing else has changed.
@@ -97,9 +98,11 @@ func (s *Skeleton) lay(vmas []image.VMA) error {
 		}
 		l.pages = page.Difference(&l.pages, &stale)
 	}
+	var made page.Set
 	for kind, wanted := range want {
 		have := l.maps[kind]
 		fresh := page.Difference(&wanted, &have)
+		made = page.Union(&made, &fresh)
 		for _, r := range fresh.Ranges() {
 			sc.onf("mapping %v", r)
 			fl := uint64(unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_FIXED_NOREPLACE)
@@ -119,7 +122,7 @@ func (s *Skeleton) lay(vmas []image.VMA) error {
 	}
 	l.maps = want
 	s.laid = l
-	return nil
+	return s.landing.follow(s.target, page.NewSet(l.whole()...), made)
 }
 
 // makeWay unmaps what the seed came with, at the first time, and moves the vdso

@@ -13,6 +13,7 @@ import (
 
 	"github.com/pageferry/pageferry/checkpoint"
 	"github.com/pageferry/pageferry/checkpoint/image"
+	"github.com/pageferry/pageferry/internal/sys"
 	"github.com/pageferry/pageferry/internal/testutil"
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/proc"
@@ -34,9 +35,15 @@ func (l *lander) lay(vmas []image.VMA) {
 
 func (l *lander) write(r page.Range, data []byte) {
 	l.t.Helper()
-	local := []unix.Iovec{{Base: &data[0], Len: uint64(len(data))}}
-	remote := []unix.RemoteIovec{{Base: uintptr(r.Start), Len: len(data)}}
-	if n, err := unix.ProcessVMWritev(l.s.PID(), local, remote, 0); err != nil || n != len(data) {
+	n, err := sys.UffdCopy(int(l.s.Landing().Fd()), uint64(r.Start), data, 0)
+	if errors.Is(err, unix.EEXIST) {
+		local := []unix.Iovec{{Base: &data[0], Len: uint64(len(data))}}
+		remote := []unix.RemoteIovec{{Base: uintptr(r.Start), Len: len(data)}}
+		var m int
+		m, err = unix.ProcessVMWritev(l.s.PID(), local, remote, 0)
+		n = int64(m)
+	}
+	if err != nil || n != int64(len(data)) {
 		l.t.Fatalf("write %v: %d, %v", r, n, err)
 	}
 	set := page.NewSet(r)

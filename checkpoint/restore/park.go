@@ -124,6 +124,7 @@ func (s *Skeleton) abort(ctx context.Context) error {
 		return nil
 	}
 	err := killAll(s.group)
+	s.landing.forget()
 	if s.tr != nil {
 		// The tracer's end lets go of the dead, so that they are reaped.
 		s.tr.Close()

@@ -52,6 +52,7 @@ type Skeleton struct {
 	born    birth        // what target was made as
 	area    page.Range   // where target has its stub area
 	laid    laid         // what target has of the process's memory already
+	landing landing      // by which pages get there
 	offsets clocks       // of its time namespace
 
 	seedOOM     int         // oom_score_adj that children of the seed begin with

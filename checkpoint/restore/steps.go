@@ -15,6 +15,9 @@ import (
 // layout clears the address space but for the stub area and puts the vdso and
 // the shared memory objects into it.
 func (r *rebuild) layout() error {
+	if err := r.landing.end(); err != nil {
+		return err
+	}
 	v, err := r.vdso()
 	if err != nil {
 		return err
