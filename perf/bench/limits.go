@@ -41,17 +41,16 @@ import (
 // threads. c is the number of processors, but not above four, as the two bulk
 // lanes have one thread at each end.
 type Limits struct {
-	touch   string
-	landing bool
-	held    *exec.Cmd
-	out     *os.File
-	mem     *proc.Memory
-	region  page.Range
-	sink    *sink
-	buf     []byte // of 1 MiB, outside the heap
-	data    []byte // random pages, likewise
-	aead    cipher.AEAD
-	bytes   int
+	touch  string
+	held   *exec.Cmd
+	out    *os.File
+	mem    *proc.Memory
+	region page.Range
+	sink   *sink
+	buf    []byte // of 1 MiB, outside the heap
+	data   []byte // random pages, likewise
+	aead   cipher.AEAD
+	bytes  int
 
 	costs map[string][]float64 // seconds of processor time per GiB, one per turn
 	wire  []float64            // GiB/s of one TCP stream
@@ -170,10 +169,6 @@ func (l *Limits) Turn(ctx context.Context) error {
 		}
 		l.costs[name] = append(l.costs[name], cost)
 	}
-	place := l.place
-	if l.landing {
-		place = l.land
-	}
 	for _, p := range pieces {
 		cost, err := l.read(p)
 		if err != nil {
@@ -181,7 +176,7 @@ func (l *Limits) Turn(ctx context.Context) error {
 		}
 		name := fmt.Sprintf("read %d KiB", p>>10)
 		l.costs[name] = append(l.costs[name], cost)
-		if cost, err = place(p); err != nil {
+		if cost, err = l.place(p); err != nil {
 			return fmt.Errorf("limits: place: %w", err)
 		}
 		name = fmt.Sprintf("place %d KiB", p>>10)

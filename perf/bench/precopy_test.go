@@ -16,7 +16,7 @@ import (
 //
 // idle: a process that writes nothing. The rate is that of the whole migration,
 // from the request until it runs with all its pages; beside it the ceiling of the
-// stages (see Limits, with Landing) and QEMU.
+// stages (see Limits) and QEMU.
 //
 // dirty: a quarter of the memory is written at a rate, any page as likely. Sent is
 // every page that was sent, whatever it took on the wire, over the memory.
@@ -49,7 +49,6 @@ func idle(m *meter, mode string, plain bool) {
 	limits, err := st.NewLimits(m.touch(), m.limits)
 	m.must(err)
 	m.closing(limits.Close)
-	limits.Landing()
 	g, err := st.Workload(m.ctx, m.scale.move)
 	m.must(err)
 	bytes := float64(m.scale.move)

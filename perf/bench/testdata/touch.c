@@ -342,8 +342,8 @@ int main(int argc, char **argv)
 		return local(argc, argv);
 	if (strcmp(what, "pingpong") == 0)
 		return pingpong(argc, argv);
-	if ((strcmp(what, "hold") == 0 || strcmp(what, "fresh") == 0) && argc == 3) {
-		map_region(argv[2], strcmp(what, "hold") == 0);
+	if (strcmp(what, "hold") == 0 && argc == 3) {
+		map_region(argv[2], 1);
 		printf("ready\n");
 		fflush(stdout);
 		for (;;)
