@@ -51,9 +51,10 @@ func StateTime(threads int, bytes uint64) time.Duration {
 }
 
 const (
-	// firstLooks precede the first round, with firstPause between them: they tell
-	// how fast memory is dirtied, and which.
-	firstLooks = 2
+	// firstLooks follow the very first one, with firstPause between them: they tell
+	// how fast memory is dirtied, and which. One more comes after the sample, before
+	// the first round.
+	firstLooks = 1
 	firstPause = 40 * time.Millisecond
 	// onlyLooks are those of Measure and Rehearse, which have nothing else to go by.
 	onlyLooks = 3
