@@ -97,6 +97,9 @@ func run(c *conn, keeper int, log *slog.Logger) error {
 	return nil
 }
 
+// littleLeft is so little memory that it is here before a head start would be over.
+const littleLeft = 8 << 20
+
 // begin makes everything ready, or takes it over from a former pager's keeper.
 func (s *server) begin(keeper int) error {
 	if s.cfg.KeeperCgroup != "" {
@@ -131,7 +134,7 @@ func (s *server) begin(keeper int) error {
 	}
 	s.fetch = stream.NewFetcher(stream.FetcherConfig{
 		Store: s.store, Placer: s.trap, Window: s.cfg.Window, Chunk: s.cfg.Chunk, StallTimeout: s.cfg.StallTimeout,
-		HeadStart: s.cfg.HeadStart, Waiting: s.trap.Waiting, Log: s.log,
+		HeadStart: s.cfg.HeadStart, HeadStartOver: littleLeft, Waiting: s.trap.Waiting, Log: s.log,
 		OnUrgent:   func() { fault.RaisePriority(s.log) },
 		OnLost:     s.laneLost,
 		OnEager:    func() { s.settled(&s.eager, EagerDone) },

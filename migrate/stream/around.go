@@ -24,7 +24,7 @@ const (
 func (f *Fetcher) startAll() {
 	switch {
 	case f.all:
-	case f.cfg.HeadStart <= 0:
+	case f.cfg.HeadStart <= 0 || f.st.Missing(true)<<page.Shift <= f.cfg.HeadStartOver:
 		f.all = true
 	case f.begin == nil && !f.closed:
 		f.wg.Add(1)

@@ -46,6 +46,15 @@ func TestAround(t *testing.T) {
 	s.once()
 }
 
+// TestNoHeadStartForLittle: what is here at once needs none.
+func TestNoHeadStartForLittle(t *testing.T) {
+	s := newSetup(t, []int{400}, func(c *FetcherConfig) { c.HeadStart, c.HeadStartOver = time.Hour, 400*page.Size })
+	s.connect(transport.Bulk)
+	s.fetch.Start(true)
+	s.wait()
+	s.once()
+}
+
 // TestAroundAlone: before the stream was begun a demand brings its page alone.
 func TestAroundAlone(t *testing.T) {
 	s := newSetup(t, []int{400}, func(*FetcherConfig) {})

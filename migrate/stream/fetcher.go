@@ -38,8 +38,10 @@ type FetcherConfig struct {
 	StallTimeout time.Duration
 	// HeadStart is how long after Start(true) only the pages around those that
 	// threads wait for are fetched in the background: what the program needs to
-	// go on comes sooner than beside a stream at full speed. Default 0.
-	HeadStart time.Duration
+	// go on comes sooner than beside a stream at full speed. Default 0. There is none
+	// where at most HeadStartOver bytes are missing, which are here sooner than that.
+	HeadStart     time.Duration
+	HeadStartOver uint64
 	// Order of the background stream. Default HotEagerAscending.
 	Order Order
 	// Waiting calls its argument for every page that a thread waits for; they
