@@ -163,7 +163,7 @@ func (l *lanes) Lost() <-chan error {
 	return l.now.lost
 }
 
-func (l *lanes) Round(number uint32, send, gone *page.Set) {
+func (l *lanes) Round(number uint32, again bool, send, gone *page.Set) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.now == nil {
@@ -172,7 +172,7 @@ func (l *lanes) Round(number uint32, send, gone *page.Set) {
 	if number == 0 {
 		l.now.server.EndRounds()
 	} else {
-		l.now.server.Round(number, send, gone)
+		l.now.server.Round(number, again, send, gone)
 	}
 }
 

@@ -176,11 +176,11 @@ type fakeLanes struct{ e *fakeEngine }
 func (l *fakeLanes) Open(ctx context.Context, _ uint32, _ []byte, _ migrate.Process) error {
 	return l.e.step(ctx, "lanes")
 }
-func (l *fakeLanes) Round(uint32, *page.Set, *page.Set) {}
-func (l *fakeLanes) Saved() migrate.Saved               { return migrate.Saved{} }
-func (l *fakeLanes) Lost() <-chan error                 { return nil }
-func (l *fakeLanes) BytesSent() uint64                  { return 1234 }
-func (l *fakeLanes) Close() error                       { return nil }
+func (l *fakeLanes) Round(uint32, bool, *page.Set, *page.Set) {}
+func (l *fakeLanes) Saved() migrate.Saved                     { return migrate.Saved{} }
+func (l *fakeLanes) Lost() <-chan error                       { return nil }
+func (l *fakeLanes) BytesSent() uint64                        { return 1234 }
+func (l *fakeLanes) Close() error                             { return nil }
 
 type fakeHost struct{ e *fakeEngine }
 

@@ -206,9 +206,10 @@ type Lanes interface {
 	Lost() <-chan error
 	// Round tells what will be fetched next while the process runs, and what the
 	// destination gives up, so that pages may be sent as what has changed of them.
-	// Everything of the round before has been placed. 0: from here on the process
-	// may run at the destination.
-	Round(number uint32, send, gone *page.Set)
+	// Everything of the round before has been placed. again: these pages were sent
+	// before, and are likely to be sent once more. 0: from here on the process may
+	// run at the destination.
+	Round(number uint32, again bool, send, gone *page.Set)
 	// BytesSent on all page lanes so far.
 	BytesSent() uint64
 	// Saved says what was sent how.

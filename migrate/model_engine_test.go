@@ -149,7 +149,7 @@ func (f *fakeLanes) Lost() <-chan error {
 func (f *fakeLanes) BytesSent() uint64 { return 0 }
 func (f *fakeLanes) Saved() Saved      { return Saved{} }
 
-func (f *fakeLanes) Round(number uint32, send, gone *page.Set) {
+func (f *fakeLanes) Round(number uint32, again bool, send, gone *page.Set) {
 	w := f.l.w
 	w.mu.Lock()
 	defer w.mu.Unlock()

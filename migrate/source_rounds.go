@@ -231,7 +231,7 @@ func (r *rounds) land(ctx context.Context, b Batch) error {
 		all = page.Union(&all, &b.Classes[i])
 	}
 	r.batches++
-	r.s.cfg.Lanes.Round(r.batches, &all, &b.Gone)
+	r.s.cfg.Lanes.Round(r.batches, r.last.Round > 1, &all, &b.Gone)
 	if err := r.s.send(r.c, landMsg{Round: uint(r.last.Round)}, b.Layout, sets); err != nil {
 		return err
 	}

@@ -90,7 +90,7 @@ func (s *Source) handover(ctx context.Context) (*control, error) {
 			return c, err
 		}
 	}
-	s.cfg.Lanes.Round(0, new(page.Set), new(page.Set))
+	s.cfg.Lanes.Round(0, false, new(page.Set), new(page.Set))
 	s.times.freeze = time.Now()
 	var st State
 	err = s.engine("freeze", func() (err error) { st, err = s.cfg.Process.Freeze(ctx); return err })

@@ -38,11 +38,11 @@ func newCompression(mode codec.Mode) *compression {
 
 // begin sets what the next round may stand on: not what it sends itself, nor what
 // the destination gives up.
-func (c *compression) begin(number uint32, send, gone *page.Set) {
+func (c *compression) begin(number uint32, again bool, send, gone *page.Set) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	rate := math.Float64frombits(c.rate.Load())
-	c.round = codec.Round{Number: number, Keep: number > 1 && (c.mode == codec.Always || rate > 0 && rate < slowLink)}
+	c.round = codec.Round{Number: number, Keep: again && (c.mode == codec.Always || rate > 0 && rate < slowLink)}
 	if c.twins == nil {
 		return
 	}
@@ -128,13 +128,16 @@ func (g *gauge) asked() {
 }
 
 // Round tells what is fetched next while the process runs: pages of it may stand
-// on what was sent before. All of the round before has been placed. gone are pages
-// that the destination gives up.
-func (s *Server) Round(number uint32, send, gone *page.Set) { s.compress.begin(number, send, gone) }
+// on what was sent before. All of the round before has been placed. again says that
+// these pages were sent already, and are likely to be once more. gone are pages that
+// the destination gives up.
+func (s *Server) Round(number uint32, again bool, send, gone *page.Set) {
+	s.compress.begin(number, again, send, gone)
+}
 
 // EndRounds says that from here on the process may run at the destination: nothing
 // may stand on anything. What follows is asked for after that.
-func (s *Server) EndRounds() { s.compress.begin(0, new(page.Set), new(page.Set)) }
+func (s *Server) EndRounds() { s.compress.begin(0, false, new(page.Set), new(page.Set)) }
 
 // Saved is what was sent how so far.
 func (s *Server) Saved() codec.Stats { return s.compress.stats() }
