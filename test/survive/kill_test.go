@@ -31,8 +31,11 @@ type moment struct {
 	round int
 }
 
-// roundEnds are passed at the end of what counts as a round: at the source the
-// first three are looks before the first real one.
+// roundEnds are passed at the end of what counts as a round: the sample that is
+// sent before the first one counts, too, and at the source looksBefore looks that
+// are taken before anything is sent.
+const looksBefore = 2
+
 var roundEnds = map[side]string{source: "source/engine/look/after", destination: "restore/lay/after"}
 
 func (m moment) String() string {

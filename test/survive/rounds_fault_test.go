@@ -52,8 +52,12 @@ func TestRoundsDisturbed(t *testing.T) {
 		}, ""},
 		{"out of memory", destination, "restore/lay/after", func(t *testing.T, _, to *node) { to.starve(t) }, "memory"},
 	} {
-		for round := range 2 {
-			top.Run(fmt.Sprintf("%s, round %d", c.name, round+1), func(t *testing.T) {
+		for round := range 4 {
+			name := "the sample"
+			if round > 0 {
+				name = fmt.Sprintf("round %d", round)
+			}
+			top.Run(c.name+", "+name, func(t *testing.T) {
 				if r.broken {
 					g.end()
 					r = newRig(top)
@@ -66,7 +70,7 @@ func TestRoundsDisturbed(t *testing.T) {
 				m := moment{c.side, c.point, 1, round + 1}
 				switch {
 				case c.side == source:
-					m.round += 3
+					m.round += looksBefore
 				case c.point != roundEnds[c.side]:
 					m.round++ // its round begins with what ends the one before
 				}
@@ -81,7 +85,7 @@ func TestRoundsDisturbed(t *testing.T) {
 				if !strings.Contains(rep.Reason, c.words) {
 					t.Errorf("the reason does not speak of %s", c.words)
 				}
-				if round == 1 {
+				if round%2 == 1 {
 					g.hop("hybrid")
 					g.beat(2)
 				}

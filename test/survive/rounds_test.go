@@ -10,7 +10,7 @@ import (
 
 // endless is a pre-copy that does not come to its switch: a restless program
 // writes more than the link carries in the downtime that is allowed. It goes
-// through some rounds and gives up.
+// through two rounds, some more in which the program is slowed, and gives up.
 var endless = script{name: "rounds", run: func(g *guest, _ string) error {
 	_, err := g.begin(g.endless())
 	return err
@@ -18,7 +18,7 @@ var endless = script{name: "rounds", run: func(g *guest, _ string) error {
 
 func (g *guest) endless() appliance.MigrateRequest {
 	req := g.request("precopy")
-	req.MaxDowntimeMS, req.MaxBandwidth = 25, "300Mbit"
+	req.MaxDowntimeMS, req.MaxBandwidth, req.Throttle = 25, "300Mbit", 0.4
 	return req
 }
 
@@ -28,13 +28,13 @@ func (r *rig) restless(t testing.TB, n *node) *guest {
 }
 
 // inRounds chooses from what a side has passed until last: what comes before the
-// first round once, and then each point in the first round and in one of the next.
+// sample once, and then each point in the sample and in one of three rounds.
 func inRounds(s side, passed []string, first, last string) []moment {
 	from := slices.Index(passed, first)
 	if from < 0 {
 		return nil
 	}
-	begin := map[side]int{source: 4, destination: 1}[s]
+	begin := map[side]int{source: 1 + looksBefore, destination: 1}[s]
 	round, seen := 1, map[moment]bool{}
 	var out []moment
 	for i, p := range passed {
@@ -42,7 +42,7 @@ func inRounds(s side, passed []string, first, last string) []moment {
 			break
 		}
 		m := moment{s, p, 1, round}
-		later := begin + 1 + len(p)%2
+		later := begin + 1 + len(p)%3
 		if i >= from && !seen[m] && (round == begin || round == later && !strings.HasPrefix(p, "inject/") || round == 1) {
 			seen[m] = true
 			out = append(out, m)
@@ -65,7 +65,7 @@ func TestKilledInRounds(t *testing.T) {
 	for _, m := range all {
 		most[m.side] = max(most[m.side], m.round)
 	}
-	if most[source] < 6 || most[destination] < 3 {
+	if most[source] < 4+looksBefore || most[destination] < 4 {
 		t.Fatalf("not three rounds: %v", all)
 	}
 	for _, m := range all {
