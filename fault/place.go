@@ -28,8 +28,12 @@ type place struct {
 
 // scratch is what one call of Place works with.
 type scratch struct {
-	targets []pagestore.Target
-	placed  []place
+	targets, kept []pagestore.Target
+	placed        []place
+	copies        bool // pages are placed, by UFFDIO_COPY or by writing
+	guards        []page.Range
+	scan          sys.PMScanArg
+	vec           [slice >> page.Shift]sys.PageRegion
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
@@ -65,8 +69,8 @@ func (t *Trap) Absent(id page.Space, r page.Range) (settled int, err error) {
 
 // put calls do, under the read lock, for every run of missing pages of r in
 // every space, and then lets go of those who wait. off is where the run begins
-// in r, in bytes; wakes says that do wakes those who wait for what it places.
-func (t *Trap) put(id page.Space, r page.Range, wakes bool, do func(sp *pagestore.Space, tg pagestore.Target, off int) (int, error)) (placed int, err error) {
+// in r, in bytes; copies says that do places pages, and wakes those who wait for them.
+func (t *Trap) put(id page.Space, r page.Range, copies bool, do func(sp *pagestore.Space, tg pagestore.Target, off int) (int, error)) (placed int, err error) {
 	src := t.st.Source(id)
 	if src == nil {
 		return 0, fmt.Errorf("%w %d", ErrUnknownSpace, id)
@@ -80,13 +84,13 @@ func (t *Trap) put(id page.Space, r page.Range, wakes bool, do func(sp *pagestor
 	}
 	sc := scratches.Get().(*scratch)
 	defer scratches.Put(sc)
-	sc.placed = sc.placed[:0]
+	sc.placed, sc.copies = sc.placed[:0], copies
 	for _, sp := range src.Spaces() {
 		n, e := t.putIn(sp, r, first, sc, do)
 		placed += n
 		err = errors.Join(err, e)
 	}
-	if !wakes {
+	if !copies {
 		sc.placed = sc.placed[:0]
 	}
 	t.release(src, first, first+r.Pages(), sc.placed)
@@ -134,7 +138,10 @@ func (t *Trap) putSlice(sp *pagestore.Space, part page.Range, first int, sc *scr
 	if sp.Flux() {
 		return 0, unix.EAGAIN
 	}
-	sc.targets = sp.Targets(part, sc.targets[:0])
+	sc.targets, sc.guards = sp.Targets(part, sc.targets[:0]), sc.guards[:0]
+	if sc.copies {
+		t.spare(sp, sc)
+	}
 	for _, tg := range sc.targets {
 		n, err := do(sp, tg, (tg.First-first)<<page.Shift)
 		placed += n

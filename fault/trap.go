@@ -42,6 +42,7 @@ type Trap struct {
 	waiters atomic.Int64 // entries of waiting
 
 	latency latency
+	guards  guards
 
 	closeOnce sync.Once
 	stop      atomic.Bool
@@ -92,6 +93,7 @@ func New(cfg Config) (*Trap, error) {
 		waiting: map[waitKey][]waiter{}, state: map[*pagestore.Space]*flux{},
 	}
 	t.latency.init()
+	t.guards.init()
 	return t, nil
 }
 
@@ -170,6 +172,7 @@ func (t *Trap) poll(fds []unix.PollFd) error {
 func (t *Trap) Close() error {
 	t.closeOnce.Do(func() {
 		t.Halt()
+		t.guards.close()
 		_ = unix.Munmap(t.noPage)
 		_ = unix.Close(t.wake)
 	})
@@ -204,6 +207,7 @@ func (t *Trap) Latency() Latency { return t.latency.snapshot() }
 // forget ends a space whose process is gone.
 func (t *Trap) forget(sp *pagestore.Space) {
 	fd, mem := sp.Gone()
+	t.guards.forget(sp)
 	for _, fd := range []int{fd, mem} {
 		if fd >= 0 {
 			_ = unix.Close(fd)

@@ -84,6 +84,14 @@ func (p *program) say(t testing.TB) {
 	}
 }
 
+// hear waits for a byte that the program sends.
+func (p *program) hear(t testing.TB) {
+	t.Helper()
+	if n, err := p.control.Read(make([]byte, 1)); n != 1 {
+		t.Fatalf("program: %v\n%s", err, p.Text())
+	}
+}
+
 // finish ends the program's work and demands that it found everything right.
 func (p *program) finish(t testing.TB) string {
 	t.Helper()

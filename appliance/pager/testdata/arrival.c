@@ -14,6 +14,11 @@
 // shared: the region is shared memory; one thread finds that MADV_DONTNEED keeps
 // its content, MADV_REMOVE does not, and a second mapping has the same.
 //
+// guard: in each 8 pages two get guards (MADV_GUARD_INSTALL) while they are
+// missing; they must raise SIGSEGV when all others have come, and be zero when the
+// guards are taken away. A thread touches page 2 first and waits for it. Tells on
+// descriptor 3 when all guards are there.
+//
 // It begins after a byte on descriptor 3, ends after the next one, verifies
 // everything once more and says so in its exit status.
 #define _GNU_SOURCE
@@ -21,6 +26,8 @@
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -219,6 +226,59 @@ static void *shared(void *arg) {
 	return NULL;
 }
 
+static __thread sigjmp_buf fell;
+
+static void segv(int sig) { siglongjmp(fell, sig); }
+
+// faults: reading at p raises SIGSEGV.
+static int faults(volatile char *p) {
+	if (sigsetjmp(fell, 1)) return 1;
+	(void)*p;
+	return 0;
+}
+
+static void *waits(void *arg) { return faults(arg) ? "SIGSEGV" : "a page"; }
+
+static void guards(char step(void)) {
+	pthread_t th;
+	void *got;
+	signal(SIGSEGV, segv);
+	if (pthread_create(&th, NULL, waits, (void *)(BASE + 2 * PAGE))) die("pthread_create");
+	step(); // it waits
+	for (long i = 0; i + 8 <= pages; i += 8)
+		if (madvise((char *)BASE + (i + 2) * PAGE, 2 * PAGE, 102)) die("MADV_GUARD_INSTALL");
+	if (write(3, "g", 1) != 1) die("write");
+	step(); // all has come
+	pthread_join(th, &got);
+	if (strcmp(got, "SIGSEGV")) { printf("the thread that waited for a page found %s\n", (char *)got); exit(3); }
+	for (long i = 0; i < pages; i++) {
+		char *p = (char *)BASE + i * PAGE;
+		if (i % 8 != 2 && i % 8 != 3) {
+			if (!verify((uint64_t *)p, (struct state){i, 0}, "beside a guard", p)) exit(3);
+			continue;
+		}
+		if (!faults(p)) { printf("guard of page %ld is lost\n", i); exit(3); }
+		if (i % 16 < 8) continue;
+		if (madvise(p, PAGE, 103)) die("MADV_GUARD_REMOVE");
+		if (!verify((uint64_t *)p, (struct state){-1, 0}, "where a guard was", p)) exit(3);
+	}
+	if (write(3, "r", 1) != 1) die("write");
+	step(); // nothing is trapped any more
+	for (long i = 2; i + 5 < pages; i += 16) {
+		char *p = (char *)BASE + i * PAGE;
+		if (!faults(p)) { printf("guard of page %ld is lost in the end\n", i); exit(3); }
+		if (madvise(p, PAGE, 103)) die("MADV_GUARD_REMOVE");
+		if (!verify((uint64_t *)p, (struct state){-1, 0}, "where a guard was, in the end", p)) exit(3);
+	}
+	printf("verified\n");
+}
+
+static char step(void) {
+	char c;
+	if (read(3, &c, 1) != 1) _exit(2);
+	return c;
+}
+
 static void send_fd(int fd) {
 	char c = 'u', buf[CMSG_SPACE(sizeof fd)] = {0};
 	struct iovec iov = {&c, 1};
@@ -262,6 +322,10 @@ int main(int argc, char **argv) {
 	send_fd(fd);
 	char c;
 	if (read(3, &c, 1) != 1) return 2;
+	if (!strcmp(argv[1], "guard")) {
+		guards(step);
+		return 0;
+	}
 	for (int i = 0; i < threads; i++)
 		if (pthread_create(&t[i].th, NULL, churning ? churn : sharing ? shared : touch, &t[i])) die("pthread_create");
 	if (read(3, &c, 1) != 1) return 2;
