@@ -58,13 +58,16 @@ type arrival struct {
 	// revival is held by whoever puts another pager in the place of a dead one;
 	// taken before mu.
 	revival sync.Mutex
+	said    string // by the last that died; under revival
 
-	mu     sync.Mutex
-	pager  *pager.Client // nil where none is needed any more
-	record arrivalRecord
-	key    []byte
-	stats  pager.Stats // the last that was seen
-	done   bool        // aborted, or let go of
+	mu    sync.Mutex
+	pager *pager.Client // nil where none is needed any more
+	// another: it has taken over from one that died.
+	another bool
+	record  arrivalRecord
+	key     []byte
+	stats   pager.Stats // the last that was seen
+	done    bool        // aborted, or let go of
 }
 
 // headStart is how long a process that was just released has lanes and processors

@@ -245,11 +245,17 @@ func (a *arrival) Land(ctx context.Context, b migrate.Batch) (migrate.Landed, er
 	if err := a.skeleton.Holds(&all); err != nil {
 		return migrate.Landed{}, err
 	}
-	p := a.current()
+	p, another := a.lander()
+	if another { // the lanes have ended with the one before
+		return migrate.Landed{}, a.died(nil, pager.ErrGone)
+	}
 	if p == nil {
 		return migrate.Landed{}, fmt.Errorf("land pages: %w", migrate.ErrGone)
 	}
 	l, err := p.Land(ctx, pager.Landing{PID: a.skeleton.PID(), UFFD: a.skeleton.Landing(), Classes: b.Classes})
+	if errors.Is(err, pager.ErrGone) {
+		return migrate.Landed{}, a.died(p, err)
+	}
 	if err != nil {
 		return migrate.Landed{}, err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/pageferry/pageferry/appliance/pager"
@@ -83,7 +84,7 @@ func (a *arrival) revive(ctx context.Context, dead *pager.Client) error {
 		return fmt.Errorf("pager: %w", err)
 	}
 	a.mu.Lock()
-	a.pager, done = p, a.done
+	a.pager, a.another, done = p, true, a.done
 	a.mu.Unlock()
 	switch {
 	case p == nil:
@@ -118,10 +119,34 @@ func (a *arrival) lose(ctx context.Context, why error) error {
 func (a *arrival) reachPager(ctx context.Context) (*pager.Client, error) {
 	p, err := pager.Connect(ctx, a.pagerConfig())
 	if errors.Is(err, pager.ErrNoPager) {
-		a.log.Warn("pager has died, another takes over", "err", err, "said", pager.LastWords(a.dir))
+		a.said = pager.LastWords(a.dir)
+		a.log.Warn("pager has died, another takes over", "err", err, "said", a.said)
 		p, err = pager.Takeover(ctx, a.pagerConfig(), 0)
 	}
 	return p, err
+}
+
+// lander is the pager for a round, and whether it is another than at the beginning.
+func (a *arrival) lander() (p *pager.Client, another bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.pager, a.another
+}
+
+// died is err, of a pager that died in a round, with what it said last. Whoever
+// puts another in its place has noted that, for the log is the next one's then.
+func (a *arrival) died(p *pager.Client, err error) error {
+	a.revival.Lock()
+	defer a.revival.Unlock()
+	said := a.said
+	if a.current() == p {
+		said = pager.LastWords(a.dir)
+	}
+	a.log.Warn("pager has died in a round of pre-copy", "err", err, "said", said)
+	if said, _, _ = strings.Cut(said, "\n"); said == "" {
+		said = "nothing: it was killed, for want of memory for example (the kernel's log says so)"
+	}
+	return fmt.Errorf("the destination's pager has died: %w; it said last: %s", err, said)
 }
 
 // current is the pager of the moment.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/pageferry/pageferry/page"
@@ -238,7 +239,10 @@ func (s *Source) abort(ctx context.Context, c *control, cause error) (Result, er
 		_ = s.enter(SourceAborted)
 	}
 	if s.offered && !acked {
-		acked = s.tellAborted(ctx, c, cause)
+		var theirs string
+		if acked, theirs = s.tellAborted(ctx, c, cause); theirs != "" {
+			cause = fmt.Errorf("%w; %w: %s", cause, errGivenUp, theirs)
+		}
 	}
 	outcome := OutcomeAborted
 	var refusal *Refusal
@@ -252,23 +256,28 @@ func (s *Source) abort(ctx context.Context, c *control, cause error) (Result, er
 }
 
 // tellAborted says so on a connection that is still there, and reports whether
-// the destination has given its copy up.
-func (s *Source) tellAborted(ctx context.Context, c *control, cause error) bool {
+// the destination has given its copy up, and why where that is news: clearing
+// away takes it longer than us to find that a lane is lost.
+func (s *Source) tellAborted(ctx context.Context, c *control, cause error) (acked bool, theirs string) {
 	if c == nil || c.err() != nil {
-		return false
+		return false, ""
 	}
 	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), s.t.Settle)
 	defer stop()
-	if err := s.send(c, abortMsg{Reason: clip(cause.Error(), MaxReason)}); err != nil {
-		return false
+	ours := clip(cause.Error(), MaxReason)
+	if err := s.send(c, abortMsg{Reason: ours}); err != nil && len(c.in) == 0 {
+		return false, ""
 	}
 	for {
 		r, err := s.recv(ctx, c)
 		if err != nil {
-			return false
+			return false, ""
 		}
-		if _, ok := r.msg.(*abortedMsg); ok {
-			return true
+		if m, ok := r.msg.(*abortedMsg); ok {
+			if strings.Contains(m.Reason, ours[:min(len(ours), MaxReason/4)]) {
+				return true, "" // our own word
+			}
+			return true, m.Reason
 		}
 	}
 }
@@ -283,7 +292,7 @@ func (s *Source) uncommit(ctx context.Context, c *control, cause error) (bool, e
 		if err == nil {
 			return false, nil
 		}
-		if s.tellAborted(ctx, c, cause) {
+		if acked, _ := s.tellAborted(ctx, c, cause); acked {
 			return true, nil
 		}
 		c.close()

@@ -41,12 +41,14 @@ func (n *node) pagers() (pagers, keepers []int) {
 }
 
 // killPagers kills the pagers of the host and returns how many there were.
-func (n *node) killPagers() int {
+func (n *node) killPagers() int { return n.signalPagers(unix.SIGKILL) }
+
+func (n *node) signalPagers(sig unix.Signal) int {
 	n.r.killed.Store(true)
 	ps, _ := n.pagers()
 	for _, p := range ps {
 		if fd, err := unix.PidfdOpen(p, 0); err == nil {
-			_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+			_ = unix.PidfdSendSignal(fd, sig, nil, 0)
 			_ = unix.Close(fd)
 		}
 	}

@@ -44,7 +44,12 @@ func TestRoundsDisturbed(t *testing.T) {
 			if n := to.killPagers(); n != 1 {
 				t.Errorf("%d pagers were there to be killed", n)
 			}
-		}, ""},
+		}, "the destination's pager has died"},
+		{"pager crashes", destination, "destination/engine/land/before", func(t *testing.T, _, to *node) {
+			if n := to.signalPagers(unix.SIGQUIT); n != 1 { // the runtime says so and where
+				t.Errorf("%d pagers were there to crash", n)
+			}
+		}, "it said last: SIGQUIT"},
 		{"pager and daemon killed", destination, "destination/engine/land/after", func(_ *testing.T, _, to *node) {
 			_ = to.daemon.Load().Signal(unix.SIGSTOP)
 			to.killPagers()
