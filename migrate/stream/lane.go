@@ -67,6 +67,9 @@ func (l *lane) run() {
 	if why := l.why.Load(); why != nil {
 		err = *why
 	}
+	if !l.dropped.Load() {
+		l.f.now.Load().lose(l.tl.ID(), err)
+	}
 	l.f.detach(l)
 	if !l.dropped.Load() {
 		l.f.st.Add(pagestore.Lanes, 1)

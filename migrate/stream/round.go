@@ -32,6 +32,7 @@ type work struct {
 	placer Placer
 	order  Order
 	done   chan struct{} // of a round: closed when nothing is missing
+	lost   chan error    // of a round: why its first lane was lost; has room for it
 	reader codec.Reader
 }
 
@@ -48,13 +49,19 @@ func (f *Fetcher) ReadPages(space page.Space, first page.Num, buf []byte) error 
 }
 
 // Round fetches every page of r.Store and returns when it has placed them, or ctx
-// or the fetcher ends. Nothing else may be fetched meanwhile, and nothing may have
-// been asked for. After an error the fetcher should be closed.
+// or the fetcher ends, or a lane is lost. Nothing else may be fetched meanwhile, and
+// nothing may have been asked for. After an error the fetcher should be closed.
+//
+// In a round each page is read once at the source. What a lost lane owed would be
+// asked for again on another, while the source, which may not know yet, still reads
+// for the lost one: it would note as sent what it read last, and that need not be
+// what arrived. Who finds out by comparing what the program has written (dirty, by
+// hash) would then miss a write.
 func (f *Fetcher) Round(ctx context.Context, r Round) error {
 	if r.Order == nil {
 		r.Order = HotEagerAscending
 	}
-	w := &work{r.Store, r.Placer, r.Order, make(chan struct{}), r.Reader}
+	w := &work{r.Store, r.Placer, r.Order, make(chan struct{}), make(chan error, 1), r.Reader}
 	f.mu.Lock()
 	own := f.now.Load()
 	switch {
@@ -72,15 +79,33 @@ func (f *Fetcher) Round(ctx context.Context, r Round) error {
 	var err error
 	select {
 	case <-w.done:
+	case err = <-w.lost:
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	case <-f.ticker:
 		err = fmt.Errorf("stream: round: %w", transport.ErrClosed)
 	}
+	if err == nil {
+		select {
+		case err = <-w.lost: // before the last page came
+		default:
+		}
+	}
 	f.mu.Lock()
 	f.change(own, false)
 	f.mu.Unlock()
 	return err
+}
+
+// lose tells a round that a lane is lost, before what that owed is asked for again.
+func (w *work) lose(id transport.LaneID, err error) {
+	if w.done == nil {
+		return
+	}
+	select {
+	case w.lost <- fmt.Errorf("stream: %v lane %d lost in a round: %w", id.Kind, id.Index, err):
+	default:
+	}
 }
 
 // change begins or ends a round; mu is held.

@@ -1,0 +1,78 @@
+package stream
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/pageferry/pageferry/internal/testutil"
+	"github.com/pageferry/pageferry/page"
+	"github.com/pageferry/pageferry/pagestore"
+	"github.com/pageferry/pageferry/transport"
+)
+
+// TestLaneLostInRound: what a lost lane owed is not fetched again on another and
+// taken for the round, and the next round is not the worse for a lane lost before it.
+func TestLaneLostInRound(t *testing.T) {
+	s := newSetup(t, nil, func(*FetcherConfig) {})
+	round := func() (*pagestore.Store, chan error) {
+		st, err := pagestore.Create("test-round")
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := page.Range{Start: base, End: base + 2000*page.Size}
+		src, err := st.AddSource(0, page.NewSet(all), page.Set{}, page.Set{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := st.AddSpace(src, 1, -1, -1, []pagestore.Segment{{Dst: all, Src: base}}); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		place := &placer{t: t, st: st, placed: map[page.Space]map[page.Num]int{}}
+		go func() { done <- s.fetch.Round(t.Context(), Round{Store: st, Placer: place}) }()
+		t.Cleanup(func() {
+			s.fetch.Close() // no lane looks at it any more
+			if err := st.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		return st, done
+	}
+	end := func(done chan error) error {
+		t.Helper()
+		select {
+		case err := <-done:
+			return err
+		case <-time.After(30 * time.Second):
+			t.Fatal("the round does not end")
+			return nil
+		}
+	}
+	for range 3 {
+		s.connect(transport.Bulk)
+	}
+	s.cut(0)
+	testutil.Eventually(t, 10*time.Second, func() error {
+		if s.fetch.Lanes() != 2 {
+			return errors.New("the lane is still there")
+		}
+		return nil
+	})
+	_, done := round()
+	if err := end(done); err != nil {
+		t.Fatal(err)
+	}
+	s.read.delay.Store(int64(2 * time.Millisecond))
+	st, done := round()
+	testutil.Eventually(t, 10*time.Second, func() error {
+		if st.Missing(true) > 1900 {
+			return errors.New("it has not begun")
+		}
+		return nil
+	})
+	s.cut(1)
+	if err := end(done); !errors.Is(err, transport.ErrPeer) {
+		t.Errorf("a round that lost a lane: %v", err)
+	}
+}
