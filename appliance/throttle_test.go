@@ -105,26 +105,102 @@ func TestThrottleRealProgram(t *testing.T) {
 	p.Verify()
 }
 
+// ticker waits in a call of its choice for what does not come, 200 ms at a time.
 const ticker = `
-#include <stdio.h>
+#define _GNU_SOURCE
+#include <errno.h>
+#include <linux/aio_abi.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
 #include <sys/epoll.h>
+#include <sys/sem.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
-int main(void) {
-	struct epoll_event ev;
-	int ep = epoll_create1(0);
+static struct timespec span = {0, 200000000};
+static int pair[2];
+static void *feed(void *arg) {
 	for (;;) {
-		if (epoll_wait(ep, &ev, 1, 200) != 0) return 1;
+		usleep(100000);
+		if (write(pair[1], "x", 1) != 1) _exit(3);
+	}
+}
+static int again(long r) { return r == -1 && errno == EAGAIN; }
+int main(int argc, char **argv) {
+	const char *call = argv[1];
+	struct epoll_event ev;
+	struct io_event io;
+	aio_context_t ctx = 0;
+	sigset_t usr1;
+	struct sembuf down = {0, -1, 0};
+	int ep = epoll_create1(0), sem = -1;
+	char buf[1 << 16];
+	struct iovec iov = {buf, sizeof buf};
+	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+	struct timeval tv = {0, 200000};
+	pthread_t th;
+	if (!strcmp(call, "fed")) tv.tv_sec = 1;
+	sigemptyset(&usr1);
+	sigaddset(&usr1, SIGUSR1);
+	sigprocmask(SIG_BLOCK, &usr1, 0);
+	socketpair(AF_UNIX, SOCK_STREAM, 0, pair);
+	if (setsockopt(pair[0], SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof tv) || setsockopt(pair[0], SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof tv)) return 2;
+	if (!strcmp(call, "semtimedop")) {
+		if (unshare(CLONE_NEWIPC)) return 2; // it goes with us
+		if ((sem = semget(IPC_PRIVATE, 1, 0600)) < 0) return 2;
+	}
+	if (strstr(call, "getevents") && syscall(SYS_io_setup, 8, &ctx)) return 2;
+	if (!strcmp(call, "write")) while (send(pair[0], buf, sizeof buf, MSG_DONTWAIT) > 0);
+	if (!strcmp(call, "fed") && pthread_create(&th, 0, feed, 0)) return 2;
+	for (;;) {
+		int ok = 0;
+		if (!strcmp(call, "fed")) ok = read(pair[0], buf, 1) == 1;
+		if (!strcmp(call, "epoll_wait")) ok = epoll_wait(ep, &ev, 1, 200) == 0;
+		if (!strcmp(call, "epoll_pwait2")) ok = syscall(SYS_epoll_pwait2, ep, &ev, 1, &span, 0, 8) == 0;
+		if (!strcmp(call, "rt_sigtimedwait")) ok = again(sigtimedwait(&usr1, 0, &span));
+		if (!strcmp(call, "semtimedop")) ok = again(semtimedop(sem, &down, 1, &span));
+		if (!strcmp(call, "io_getevents")) ok = syscall(SYS_io_getevents, ctx, 1, 1, &io, &span) == 0;
+		if (!strcmp(call, "io_pgetevents")) ok = syscall(SYS_io_pgetevents, ctx, 1, 1, &io, &span, 0) == 0;
+		if (!strcmp(call, "read")) ok = again(read(pair[0], buf, 1));
+		if (!strcmp(call, "recvfrom")) ok = again(recv(pair[0], buf, 1, 0));
+		if (!strcmp(call, "recvmsg")) ok = again(recvmsg(pair[0], &msg, 0));
+		if (!strcmp(call, "write")) ok = again(write(pair[0], buf, sizeof buf));
+		if (!strcmp(call, "select")) {
+			struct timeval left = tv;
+			ok = select(0, 0, 0, 0, &left) == 0;
+		}
+		if (!ok) return 1;
 		if (write(1, ".", 1) != 1) return 1;
 	}
 }
 `
 
-// TestThrottleKeepsTimeouts: a thread that waits in epoll_wait for longer than the
-// throttle lets it run is called back in time.
+// TestThrottleKeepsTimeouts: a thread that waits for longer than the throttle lets
+// it run is called back in time.
 func TestThrottleKeepsTimeouts(t *testing.T) {
 	testutil.Require(t, testutil.Root, testutil.AMD64)
-	testutil.NoLeaks(t)
-	p := testutil.Start(t, testutil.CCText(t, "ticker", ticker))
+	for _, call := range []string{
+		"epoll_wait", "epoll_pwait2", "rt_sigtimedwait", "semtimedop", "io_getevents", "io_pgetevents",
+		"read", "recvfrom", "recvmsg", "write", "select",
+	} {
+		t.Run(call, func(t *testing.T) {
+			testutil.NoLeaks(t)
+			keepsTimeouts(t, call, 3, 200*time.Millisecond)
+		})
+	}
+	// What has been waited for came: the next call, of the same arguments, has a time
+	// of its own.
+	t.Run("one after the other", func(t *testing.T) {
+		testutil.NoLeaks(t)
+		keepsTimeouts(t, "fed", 25, 0)
+	})
+}
+
+func keepsTimeouts(t *testing.T, call string, ticks int, each time.Duration) {
+	p := testutil.Start(t, testutil.CCText(t, "ticker", ticker), call)
 	p.WaitText(".", time.Minute)
 	s, err := checkpoint.Open(p.Pid(), checkpoint.Options{})
 	if err != nil {
@@ -135,16 +211,15 @@ func TestThrottleKeepsTimeouts(t *testing.T) {
 	slow.set(0.5)
 	defer slow.set(0)
 	before, begin := len(p.Text()), time.Now()
-	const ticks = 5
 	testutil.Eventually(t, 15*time.Second, func() error {
 		if n := len(p.Text()) - before; n < ticks {
-			return fmt.Errorf("%d ticks of 200 ms in %v", n, time.Since(begin))
+			return fmt.Errorf("%d ticks in %v", n, time.Since(begin))
 		}
 		return nil
 	})
-	// Not one too early: each has its 200 ms, but the first, which had begun before.
-	if d := time.Since(begin); d < (ticks-1)*200*time.Millisecond {
-		t.Errorf("%d ticks of 200 ms in %v", ticks, d)
+	// Not one too early: each has its time, but the first, which had begun before.
+	if d := time.Since(begin); d < time.Duration(ticks-1)*each {
+		t.Errorf("%d ticks of %v in %v", ticks, each, d)
 	}
 	if !p.Alive() {
 		t.Error("it saw what it must not see")

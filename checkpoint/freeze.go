@@ -295,8 +295,9 @@ func (s *Session) keepCall(tid int) error {
 	var r sys.Regs
 	err := sys.PtraceGetRegs(tid, &r)
 	if err == nil {
-		if how := inject.Interpret(r); how.Kernel != r {
-			s.waits.keep(tid, &how)
+		how := inject.Interpret(r)
+		s.keepTime(tid, &how)
+		if how.Kernel != r {
 			err = sys.PtraceSetRegs(tid, &how.Kernel)
 		}
 	}

@@ -54,7 +54,7 @@ type Session struct {
 	threads  []*thread // ptrace-stopped, the leader first
 	stopped  bool      // by a stop signal, before the freeze
 	stopSig  unix.Signal
-	waits    waits // that Pause has interrupted; nil before
+	waits    map[int]wait // calls that Pause has interrupted, by thread; nil before
 	survey   *survey
 	signals  *signalSets // what the image has of them; nil before Capture
 	find     Finder      // see Userfault; nil where nothing is tracked

@@ -31,6 +31,27 @@ type Interrupted struct {
 	Code int
 	// Nr is the call's number, where Code is not 0.
 	Nr uint64
+	// Mark is what SetMark has left in the call, 0 for none: then it is the same
+	// call still, restarted.
+	Mark uint32
+}
+
+// markShift: the kernel takes the lower half of rax for the number of a call, and
+// restarts it with all of it (do_syscall_x64 and arch_do_signal_or_restart; since
+// 5.14, see sys.WideNumbers). What is in the upper half is there at the next stop if
+// it is the same call, and not when that has returned: then rax is its result. No
+// program can see it.
+const markShift = 32
+
+// SetMark marks the call that a thread goes on with, by a number from 1 to 2^31-1.
+func (in *Interrupted) SetMark(mark uint32) {
+	in.Mark = mark
+	in.Kernel.Orig_rax = in.Nr | uint64(mark)<<markShift
+}
+
+// Answer makes the thread go on as if the call had returned v.
+func (in *Interrupted) Answer(v int64) {
+	in.Kernel.Rax, in.Kernel.Orig_rax = uint64(v), ^uint64(0)
 }
 
 // interruptedNr are the calls that answer EINTR whenever a stop wakes them
@@ -52,12 +73,12 @@ func Interpret(r sys.Regs) Interrupted {
 	if int64(r.Orig_rax) < 0 {
 		return in
 	}
-	in.Nr = r.Orig_rax
+	in.Nr, in.Mark = r.Orig_rax&(1<<markShift-1), uint32(r.Orig_rax>>markShift)
 	switch code := -int64(r.Rax); code {
 	case ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK:
 		in.Code = int(code)
 	case int64(unix.EINTR):
-		if !interruptedNr[r.Orig_rax] {
+		if !interruptedNr[in.Nr] {
 			return in
 		}
 		// Had a handler run, rax would no longer say EINTR: it was the stop.
@@ -66,9 +87,10 @@ func Interpret(r sys.Regs) Interrupted {
 	default:
 		return in
 	}
+	in.Kernel.Orig_rax = in.Nr
 	const syscallLen = 2
 	in.Ready.Rip -= syscallLen
-	in.Ready.Rax = r.Orig_rax
+	in.Ready.Rax = in.Nr
 	in.Fresh.Rip, in.Fresh.Rax = in.Ready.Rip, in.Ready.Rax
 	if in.Code == ERESTART_RESTARTBLOCK {
 		in.Ready.Rax = unix.SYS_RESTART_SYSCALL

@@ -94,11 +94,21 @@ func TestInterpret(t *testing.T) {
 		{"close, which must not be repeated", unix.SYS_CLOSE, minus(int64(unix.EINTR)), 0,
 			minus(int64(unix.EINTR)), minus(int64(unix.EINTR)), minus(int64(unix.EINTR)), ip},
 	} {
+		marked := Interpret(sys.Regs{Orig_rax: c.orig | 77<<32, Rax: c.rax, Rip: ip})
 		in := Interpret(sys.Regs{Orig_rax: c.orig, Rax: c.rax, Rip: ip})
 		if in.Code != c.code || in.Kernel.Rax != c.kernel || in.Kernel.Rip != ip || in.Kernel.Orig_rax != c.orig ||
 			in.Ready.Rax != c.ready || in.Ready.Rip != c.rip || in.Fresh.Rax != c.fresh || in.Fresh.Rip != c.rip ||
 			int64(in.Ready.Orig_rax) != -1 || int64(in.Fresh.Orig_rax) != -1 {
 			t.Errorf("%s: %+v", c.name, in)
+		}
+		if c.code == 0 {
+			continue
+		}
+		again := in
+		again.SetMark(77)
+		if in.Mark != 0 || marked.Mark != 77 || marked.Nr != c.orig || marked.Kernel != in.Kernel || marked.Ready != in.Ready ||
+			marked.Fresh != in.Fresh || again.Kernel.Orig_rax != c.orig|77<<32 || again.Ready != in.Ready {
+			t.Errorf("%s, with a mark: %+v", c.name, marked)
 		}
 	}
 }
