@@ -80,6 +80,18 @@ func (b *Batch) Call(nr uintptr, args ...uint64) *Call {
 // Len is how many calls the batch has.
 func (b *Batch) Len() int { return len(b.calls) }
 
+// Size is how much memory of the process the batch takes, in bytes: about that of
+// its calls, and exactly that of what was put there for them.
+func (b *Batch) Size() (n int) {
+	n = 2 * recSize * len(b.calls) // few have more than one argument that is copied
+	for _, list := range [][]chunk{b.in.list, b.out.list} {
+		for _, c := range list {
+			n += cap(c.buf)
+		}
+	}
+	return n
+}
+
 // Arg makes argument i, from 0, the result of an earlier call of the batch. Of
 // an optional call that failed, that is the negative errno.
 func (c *Call) Arg(i int, from *Call) *Call {

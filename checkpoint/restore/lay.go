@@ -95,6 +95,7 @@ func (s *Skeleton) lay(vmas []image.VMA) error {
 		for _, r := range stale.Ranges() {
 			sc.onf("mapping %v that is gone", r)
 			sc.call(unix.SYS_MUNMAP, uint64(r.Start), r.Bytes())
+			sc.part(s.target.pid)
 		}
 		l.pages = page.Difference(&l.pages, &stale)
 	}
@@ -113,6 +114,7 @@ func (s *Skeleton) lay(vmas []image.VMA) error {
 				fl |= unix.MAP_GROWSDOWN
 			}
 			sc.call(unix.SYS_MMAP, uint64(r.Start), r.Bytes(), unix.PROT_READ|unix.PROT_WRITE, fl, minus(1), 0)
+			sc.part(s.target.pid)
 		}
 	}
 	if err := sc.run(s.target.pid); err != nil {
@@ -138,7 +140,7 @@ func (s *Skeleton) makeWay(sc *script, taken []page.Range) error {
 		keep = append(keep, v.span())
 	}
 	if s.laid.maps == nil {
-		sc.clear(keep...)
+		sc.clear(s.target.pid, keep...)
 		// A huge page would put zeros beside what lands, where other pages are to come
 		// later: nothing traps an access to those. Until the memory is trapped there are
 		// none (prctl(2)); the process's own setting comes after that.
@@ -262,6 +264,7 @@ func (s *Skeleton) mend(p *image.Process) error {
 		sc.onf("mapping %v", v.Range)
 		sc.call(unix.SYS_MUNMAP, uint64(v.Start), v.Bytes())
 		sc.call(unix.SYS_MMAP, uint64(v.Start), v.Bytes(), uint64(v.Prot), mmapFlags(v)|unix.MAP_ANONYMOUS, minus(1), 0)
+		sc.part(s.target.pid)
 		s.laid.pages.Remove(v.Range)
 	}
 	return sc.run(s.target.pid)

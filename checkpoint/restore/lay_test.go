@@ -226,8 +226,8 @@ func TestLandRefuses(t *testing.T) {
 	}
 }
 
-// TestLayingLeavesNoOtherMappings: rounds in which nothing changes, and the giving up
-// of many pages, one by one, take none of the address space but the stub area. The
+// TestLayingLeavesNoOtherMappings: rounds in which nothing changes, the giving up
+// of many pages, one by one, and the unmapping of as many ranges take none of the address space but the stub area. The
 // kernel would put what injected calls need more where the process is going to have
 // something itself.
 func TestLayingLeavesNoOtherMappings(t *testing.T) {
@@ -267,8 +267,21 @@ func TestLayingLeavesNoOtherMappings(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// More calls than the stub area has room for.
 	ms, err := proc.ReadMaps(s.PID())
 	if err != nil {
+		t.Fatal(err)
+	}
+	keep := append(some.Ranges(), page.Range{Start: whole.Start + page.Size, End: whole.End}, s.area, vdsoAmong(ms).span())
+	for at := whole.End + page.Size; len(keep) < areaBytes/80+some.Len(); at += 2 * page.Size {
+		keep = append(keep, page.PageOf(at))
+	}
+	sc := newScript(s.target.t)
+	sc.clear(s.target.pid, keep...)
+	if err := sc.run(s.target.pid); err != nil {
+		t.Fatal(err)
+	}
+	if ms, err = proc.ReadMaps(s.PID()); err != nil {
 		t.Fatal(err)
 	}
 	for _, m := range ms {

@@ -51,8 +51,8 @@ func overlapsAny(r page.Range, rs []page.Range) bool {
 	return slices.ContainsFunc(rs, r.Overlaps)
 }
 
-// clear unmaps everything but keep.
-func (s *script) clear(keep ...page.Range) {
+// clear unmaps everything but keep. It may run in parts.
+func (s *script) clear(tid int, keep ...page.Range) {
 	set := page.NewSet(keep...)
 	at := page.Addr(page.Size)
 	for _, k := range append(slices.Clone(set.Ranges()), page.Range{Start: userEnd, End: userEnd}) {
@@ -60,6 +60,7 @@ func (s *script) clear(keep ...page.Range) {
 			gap := page.Range{Start: at, End: k.Start}
 			s.on(func() string { return "unmap the seed's " + gap.String() })
 			s.call(unix.SYS_MUNMAP, uint64(gap.Start), gap.Bytes())
+			s.part(tid)
 		}
 		at = k.End
 	}

@@ -72,8 +72,9 @@ func mmapFlags(v *image.VMA) uint64 {
 // mapAll makes every mapping of the process except those of shared memory
 // objects and of the vdso. Files are opened once for all their mappings that
 // follow each other.
-// Of what was laid the parts that have another protection are changed.
-func mapAll(s *script, p *image.Process, l *laid) {
+// Of what was laid the parts that have another protection are changed. This and
+// what follows may run in parts.
+func mapAll(s *script, tid int, p *image.Process, l *laid) {
 	var file *inject.Call
 	var path string
 	var flags uint64
@@ -83,6 +84,15 @@ func mapAll(s *script, p *image.Process, l *laid) {
 			s.call(unix.SYS_CLOSE, 0).Arg(0, file)
 		}
 		file = nil
+	}
+	part := func() {
+		if s.Size() < partBytes {
+			return
+		}
+		obj := s.object
+		shut()
+		s.on(obj)
+		s.part(tid)
 	}
 	for i := range p.VMAs {
 		v := &p.VMAs[i]
@@ -112,20 +122,23 @@ func mapAll(s *script, p *image.Process, l *laid) {
 					s.call(unix.SYS_MPROTECT, uint64(r.Start), r.Bytes(), uint64(v.Prot))
 				}
 				at = r.End
+				part()
 			}
 		case image.VMAFile, image.VMAFileShared, image.VMADevice:
 			f := fd()
 			s.call(unix.SYS_MMAP, uint64(v.Start), v.Bytes(), uint64(v.Prot), mmapFlags(v), 0, v.Offset).Arg(4, f)
 		}
+		part()
 	}
 	shut()
 }
 
 // dressAll gives all mappings what mmap could not: advice and names.
-func dressAll(s *script, p *image.Process) {
+func dressAll(s *script, tid int, p *image.Process) {
 	for i := range p.VMAs {
 		if v := &p.VMAs[i]; !kernels(v) {
 			dress(s, v)
+			s.part(tid)
 		}
 	}
 }
@@ -156,17 +169,18 @@ func dress(s *script, v *image.VMA) {
 // there. Those that come by userfaultfd are locked as they come. It is the last
 // thing to be done to mappings: in one that is locked the kernel makes no guards,
 // and gives no page up (madvise(2), EINVAL).
-func lockAll(s *script, p *image.Process) {
+func lockAll(s *script, tid int, p *image.Process) {
 	for i := range p.VMAs {
 		if v := &p.VMAs[i]; v.Has("lo") && !kernels(v) {
 			s.on(func() string { return fmt.Sprintf("lock of mapping %v %s", v.Range, v.Path) })
 			s.call(unix.SYS_MLOCK2, uint64(v.Start), v.Bytes(), mlockOnFault)
+			s.part(tid)
 		}
 	}
 }
 
 // guardAll makes the guards of m, which lie in anonymous mappings.
-func guardAll(s *script, p *image.Process, m *image.Memory) {
+func guardAll(s *script, tid int, p *image.Process, m *image.Memory) {
 	for i := range p.VMAs {
 		v := &p.VMAs[i]
 		if v.Kind != image.VMAAnon {
@@ -179,16 +193,18 @@ func guardAll(s *script, p *image.Process, m *image.Memory) {
 		s.onf("guards in mapping %v", v.Range)
 		for _, g := range gs {
 			s.call(unix.SYS_MADVISE, uint64(g.Start), g.Bytes(), sys.MadvGuardInstall)
+			s.part(tid)
 		}
 	}
 }
 
 // sealAll makes sealed mappings unchangeable; nothing may be changed after it.
-func sealAll(s *script, p *image.Process) {
+func sealAll(s *script, tid int, p *image.Process) {
 	for i := range p.VMAs {
 		if v := &p.VMAs[i]; v.Has("sl") && !kernels(v) {
 			s.onf("seal of mapping %v", v.Range)
 			s.call(sysMseal, uint64(v.Start), v.Bytes(), 0)
+			s.part(tid)
 		}
 	}
 }

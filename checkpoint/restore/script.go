@@ -13,11 +13,33 @@ import (
 // that the one that fails can be named without naming the thousand that do not.
 type script struct {
 	*inject.Batch
+	t      *inject.Target
 	object func() string   // of the calls that come now
 	names  []func() string // by index of the call
+	failed error           // of a part that was run
 }
 
-func newScript(t *inject.Target) *script { return &script{Batch: t.Batch()} }
+func newScript(t *inject.Target) *script { return &script{Batch: t.Batch(), t: t} }
+
+// partBytes is how large a part of a script is, in the stub area. What does not
+// fit there the kernel would put anywhere, also where the process is going to have
+// a mapping itself: with more than vm.max_map_count by default allows, or with as
+// many guards, a single batch would be as large.
+var partBytes = areaBytes / 8
+
+// part runs what there is on the thread, if it is much. Then calls that come later
+// must refer to none before. If it fails, run says so, and nothing more is made.
+func (s *script) part(tid int) {
+	if s.Size() < partBytes {
+		return
+	}
+	if s.failed == nil {
+		s.failed = s.run(tid)
+	} else {
+		s.Discard()
+	}
+	s.Batch, s.names = s.t.Batch(), nil
+}
 
 // on says what the next calls are about; nil is nothing worth naming.
 func (s *script) on(object func() string) { s.object = object }
@@ -35,6 +57,10 @@ func (s *script) call(nr uintptr, args ...uint64) *inject.Call {
 // run runs the batch on the thread. One without calls is given up: as long as
 // some batch is, none of the memory that they all take is used again.
 func (s *script) run(tid int) error {
+	if s.failed != nil {
+		s.Discard()
+		return s.failed
+	}
 	if len(s.names) == 0 {
 		s.Discard()
 		return nil

@@ -167,7 +167,7 @@ func (o *sharedObject) seal() error {
 }
 
 // mapInto maps the object wherever the process had it.
-func (o *sharedObject) mapInto(s *script) {
+func (o *sharedObject) mapInto(s *script, tid int) {
 	for _, v := range o.vmas {
 		s.on(func() string { return fmt.Sprintf("mapping %v of %v", v.Range, o) })
 		prot := uint64(v.Prot)
@@ -192,6 +192,7 @@ func (o *sharedObject) mapInto(s *script) {
 				s.call(unix.SYS_MPROTECT, uint64(v.Start), v.Bytes(), prot)
 			}
 		}
+		s.part(tid)
 	}
 	if !o.temp.Empty() {
 		s.on(o.String)

@@ -31,7 +31,7 @@ func (r *rebuild) layout() error {
 	if len(v.parts) > 0 {
 		keep = append(keep, v.span())
 	}
-	s.clear(keep...)
+	s.clear(r.target.pid, keep...)
 	patch, err := placeVDSO(s, v, r.p, taken, r.cfg.ForceVDSOBridge)
 	if err != nil {
 		s.Discard()
@@ -64,12 +64,13 @@ func (r *rebuild) layout() error {
 	return nil
 }
 
-// mappings makes all of them, and the userfaultfd: in one batch.
+// mappings makes all of them, and the userfaultfd: in one batch, unless they are
+// very many.
 func (r *rebuild) mappings() error {
-	s := newScript(r.target.t)
-	mapAll(s, r.p, &r.laid)
+	s, tid := newScript(r.target.t), r.target.pid
+	mapAll(s, tid, r.p, &r.laid)
 	for _, o := range r.objects {
-		o.mapInto(s)
+		o.mapInto(s, tid)
 	}
 	if r.laid.maps != nil {
 		if err := s.run(r.target.pid); err != nil {
@@ -80,7 +81,7 @@ func (r *rebuild) mappings() error {
 		}
 		s = newScript(r.target.t)
 	}
-	dressAll(s, r.p)
+	dressAll(s, tid, r.p)
 	trapped := r.rest != nil || !r.m.Lazy.Empty()
 	s.onf("userfaultfd")
 	get := func() (uint64, error) { return 0, nil }
@@ -127,8 +128,8 @@ func (r *rebuild) theRest() error {
 		return err
 	}
 	s := newScript(r.target.t)
-	guardAll(s, r.p, r.m)
-	lockAll(s, r.p)
+	guardAll(s, r.target.pid, r.p, r.m)
+	lockAll(s, r.target.pid, r.p)
 	return s.run(r.target.pid)
 }
 
@@ -215,7 +216,7 @@ func (r *rebuild) memory() error {
 	for _, o := range r.objects {
 		o.finish(s)
 	}
-	sealAll(s, r.p)
+	sealAll(s, r.target.pid, r.p)
 	afterCredentials(s, r.p)
 	armTimers(s, r.p)
 	if err := s.run(r.target.pid); err != nil {
