@@ -37,8 +37,11 @@
 //
 // What a program can notice of wp-async: the first write to each page after a look
 // takes about a microsecond longer, and mappings made between two looks do not
-// join with their neighbours before the second. A program that makes two mappings
-// side by side and moves both by one mremap gets EFAULT in that time. What a device
+// join with their neighbours before the second, those that were written to by then
+// not at all: the kernel has given them an anon_vma of their own, since it does not
+// share one between mappings that are registered differently (anon_vma_compatible,
+// mm/vma.c). A program that makes a mapping beside another and moves both by one
+// mremap gets EFAULT as long as they are two. What a device
 // writes to pages that were pinned before a look (O_DIRECT, io_uring's buffers) is
 // seen by hash only.
 //
