@@ -109,7 +109,8 @@ func (s *server) land(m landMsg, uffd *os.File) (_ Landed, err error) {
 	l := &lander{pid: m.PID, uffd: fd, space: sp, ended: cancel, written: page.Intersection(&s.written, &all)}
 	s.landing.Store(l)
 	defer s.landing.Store(nil)
-	err = s.fetch.Round(ctx, stream.Round{Store: st, Placer: l, Order: stream.InOrder(m.Space, m.Classes), Reader: l})
+	err = s.fetch.Round(ctx, stream.Round{Store: st, Placer: l, Order: stream.InOrder(m.Space, m.Classes), Reader: l,
+		Window: 2 * s.cfg.Window, Chunk: 2 * s.cfg.Chunk})
 	if err != nil {
 		return Landed{}, err
 	}

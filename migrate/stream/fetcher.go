@@ -120,7 +120,7 @@ func NewFetcher(cfg FetcherConfig) *Fetcher {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	f := &Fetcher{cfg: cfg, st: cfg.Store, log: cfg.Log, ticker: make(chan struct{}), flight: map[*pagestore.Source]*flight{}}
-	f.now.Store(&work{st: cfg.Store, placer: cfg.Placer, order: cfg.Order})
+	f.now.Store(&work{st: cfg.Store, placer: cfg.Placer, order: cfg.Order, window: cfg.Window, chunk: cfg.Chunk})
 	f.wg.Add(1)
 	go f.watch()
 	return f

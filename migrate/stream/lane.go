@@ -289,11 +289,11 @@ func (l *lane) pump() {
 
 func (l *lane) pumpLocked() {
 	for {
-		room := l.f.cfg.Window - int(l.owed.Load())
-		if room < l.f.cfg.Chunk {
+		w := l.f.now.Load()
+		if w.window-int(l.owed.Load()) < w.chunk {
 			return
 		}
-		src, rs := l.f.take(l.f.cfg.Chunk >> page.Shift)
+		src, rs := l.f.take(w.chunk >> page.Shift)
 		if src == nil || !l.send(src, rs) {
 			return
 		}

@@ -24,6 +24,9 @@ type Round struct {
 	// Reader reads what was placed, in this round or one before it: pages may be
 	// sent as what has changed of them, or as equal to others. Nil: they may not.
 	Reader codec.Reader
+	// Window and Chunk are as in FetcherConfig, whose they are by default. No thread
+	// waits for a page here, so that there is nothing to be held up by larger ones.
+	Window, Chunk int
 }
 
 // work is what the fetcher is at: its own store, or a round.
@@ -34,6 +37,8 @@ type work struct {
 	done   chan struct{} // of a round: closed when nothing is missing
 	lost   chan error    // of a round: why its first lane was lost; has room for it
 	reader codec.Reader
+
+	window, chunk int
 }
 
 // errStands: see ReadPages.
@@ -61,7 +66,13 @@ func (f *Fetcher) Round(ctx context.Context, r Round) error {
 	if r.Order == nil {
 		r.Order = HotEagerAscending
 	}
-	w := &work{r.Store, r.Placer, r.Order, make(chan struct{}), make(chan error, 1), r.Reader}
+	w := &work{r.Store, r.Placer, r.Order, make(chan struct{}), make(chan error, 1), r.Reader, r.Window, r.Chunk}
+	if w.window == 0 {
+		w.window = f.cfg.Window
+	}
+	if w.chunk == 0 {
+		w.chunk = f.cfg.Chunk
+	}
 	f.mu.Lock()
 	own := f.now.Load()
 	switch {
