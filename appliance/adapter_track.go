@@ -78,7 +78,7 @@ func (p *process) untrack() {
 
 // find is the walk at the freeze.
 func (p *process) find(maps []proc.Mapping) (own, guards page.Set, err error) {
-	found, err := p.tracker.Collect(maps)
+	found, err := p.tracker.Last(maps)
 	p.written = found.Written
 	return found.Content, found.Guards, err
 }

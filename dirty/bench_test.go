@@ -16,9 +16,9 @@ import (
 const gib = 1 << 30
 
 // BenchmarkTrack measures, for 1 GiB of small pages: arming (the first look), the
-// looks after nothing, 1 %, 10 % and every second page was written, and Peek at
-// half of the pages. Times are the processor's, so that they mean something on a
-// busy host.
+// looks after nothing, 1 %, 10 % and every second page was written, the last look,
+// and Peek at half of the pages. Times are the processor's, so that they mean
+// something on a busy host.
 func BenchmarkTrack(b *testing.B) {
 	for _, m := range methods() {
 		b.Run(string(m), func(b *testing.B) {
@@ -66,6 +66,18 @@ func BenchmarkTrack(b *testing.B) {
 			if m != dirty.WPAsync {
 				return
 			}
+			b.Run("last", func(b *testing.B) {
+				p.Poke(a.Range, 100)
+				maps := p.Maps()
+				at := cpu(b, os.Getpid())
+				for range b.N {
+					if _, err := tr.Last(maps); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric(float64((cpu(b, os.Getpid())-at).Microseconds())/1000/float64(b.N), "scan-ms/GiB")
+				b.ReportMetric(0, "ns/op")
+			})
 			b.Run("peek", func(b *testing.B) {
 				var half page.Set
 				for at := a.Start; at < a.End; at += 2 * page.Size {

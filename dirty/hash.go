@@ -53,6 +53,8 @@ func (t *hash) Sent(rs []page.Range, buf []byte) { t.hashes.sent(rs, buf, nil) }
 // Peek tells nothing: it would cost what a look does.
 func (t *hash) Peek(*page.Set) (page.Set, error) { return page.Set{}, nil }
 
+func (t *hash) Last(maps []proc.Mapping) (Pages, error) { return t.Collect(maps) }
+
 func (t *hash) Collect(maps []proc.Mapping) (Pages, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

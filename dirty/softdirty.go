@@ -79,6 +79,8 @@ func (t *softDirty) Sent(rs []page.Range, buf []byte) { t.shared.sent(rs, buf) }
 // Peek tells nothing: it would cost what a look does.
 func (t *softDirty) Peek(*page.Set) (page.Set, error) { return page.Set{}, nil }
 
+func (t *softDirty) Last(maps []proc.Mapping) (Pages, error) { return t.Collect(maps) }
+
 func (t *softDirty) Collect(maps []proc.Mapping) (Pages, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -56,6 +56,10 @@ type Tracker interface {
 	// After an error nothing is known any more: the next look that works tells all
 	// content as written.
 	Collect(maps []proc.Mapping) (Pages, error)
+	// Last is Collect for a process that stands still and will not be looked at
+	// again as a rule: it begins no new interval where that costs time. A Collect after
+	// it may tell again what it told, and loses nothing.
+	Last(maps []proc.Mapping) (Pages, error)
 	// Peek returns those of pages that were written since the last Collect, as far
 	// as that can be told cheaply, and changes nothing: what it returns need not be
 	// sent now, since Collect will tell it again. It may return too few.

@@ -33,6 +33,9 @@ type wp struct {
 	shared *shared // nil where it is not asked for
 	untold untold
 	seen   bool // a look has worked since the start, or since an error
+	// known are the anonymous mappings of the look before, and content what it found
+	// in them; both empty where there was none.
+	known, content page.Set
 }
 
 // newWP takes ownership of uffd, also when it fails.
@@ -79,33 +82,33 @@ func (t *wp) Close() error {
 
 func (t *wp) Sent(rs []page.Range, buf []byte) { t.shared.sent(rs, buf) }
 
-func (t *wp) Collect(maps []proc.Mapping) (Pages, error) {
+func (t *wp) Collect(maps []proc.Mapping) (Pages, error) { return t.look(maps, true) }
+
+func (t *wp) Last(maps []proc.Mapping) (Pages, error) { return t.look(maps, false) }
+
+func (t *wp) look(maps []proc.Mapping, protect bool) (Pages, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.uffd == nil {
 		return Pages{}, ErrClosed
 	}
-	var f found
-	err := t.collect(maps, &f)
-	var p Pages
+	p, err := t.collect(maps, protect)
 	if err == nil {
-		p = f.pages()
-		if !t.seen {
-			p.Written = p.Content.Clone()
-		}
-		t.untold.restrict(&p, maps)
 		p.Shared, err = t.shared.collect(maps)
 	}
 	t.seen = err == nil
 	if err != nil {
+		t.known, t.content = page.Set{}, page.Set{}
 		t.shared.forget()
 		return Pages{}, fmt.Errorf("dirty: pid %d: %w", t.pid, err)
 	}
 	return p, nil
 }
 
-func (t *wp) collect(maps []proc.Mapping, f *found) error {
+func (t *wp) collect(maps []proc.Mapping, protect bool) (Pages, error) {
+	var f found
 	all := runs(maps)
+	anon := t.listed(maps)
 	more := !t.seen
 	if more {
 		var last page.Addr
@@ -119,24 +122,88 @@ func (t *wp) collect(maps []proc.Mapping, f *found) error {
 			}
 		}
 	}
+	before, fresh := page.Intersection(&t.content, &anon), page.Difference(&anon, &t.known)
+	var gone []page.Range // of before
+	lost := func(r page.Range) { gone = join(gone, r) }
 	for i := range all {
 		r := &all[i]
-		if err := t.pm.Take(r.Range, r.anon, proc.Walk{Content: f.addContent, Written: f.addWritten, Guard: f.addGuard}); err != nil {
-			return err
+		var err error
+		if r.anon && (!protect || r.mapped > uint64(len(r.maps))*fewBytes) && len(fresh.Intersect(r.Range)) == 0 {
+			err = t.changed(r.Range, protect, &f, lost)
+		} else {
+			lost(r.Range)
+			err = t.pm.Take(r.Range, r.anon, proc.Walk{Content: f.addContent, Written: f.addWritten, Guard: f.addGuard})
+		}
+		if err != nil {
+			return Pages{}, err
 		}
 		// What is not registered is looked for afterwards: what is registered by
 		// nobody but us can stop being so meanwhile, but not begin.
-		n, err := t.untracked(r, f)
+		n, err := t.untracked(r, &f, lost)
 		if err != nil {
-			return err
+			return Pages{}, err
 		}
 		more = more || n > 0
 	}
-	if !more {
-		return nil
+	if more {
+		if err := t.settle(); err != nil {
+			return Pages{}, err
+		}
 	}
-	return t.settle()
+	p := f.pages()
+	if !before.Empty() {
+		no := page.NewSet(gone...)
+		before = page.Difference(&before, &no)
+		p.Content = page.Union(&before, &p.Content)
+	}
+	if !within(&p.Written, &p.Content) {
+		p.Content = page.Union(&p.Content, &p.Written)
+	}
+	if !t.seen {
+		p.Written = p.Content.Clone()
+	}
+	t.untold.restrict(&p, maps)
+	if !anon.Empty() {
+		// The caller's set is its own.
+		t.known, t.content = anon, page.Intersection(&p.Content, &anon)
+	}
+	return p, nil
 }
+
+// listed are the anonymous mappings among maps.
+func (t *wp) listed(maps []proc.Mapping) (out page.Set) {
+	for i := range maps {
+		if m := &maps[i]; private(m) && m.Ino == 0 {
+			out.Add(m.Range)
+		}
+	}
+	return out
+}
+
+// changed finds what is not as it was at the look before, in a run of which that
+// is known. What it does not tell has content if it had some then: as long as a
+// mapping stays registered, nothing gets into it or out of it but through its page
+// tables, where what is missing and what is new can be seen. A mapping that takes
+// the place of another is not registered.
+func (t *wp) changed(r page.Range, protect bool, f *found, lost func(page.Range)) error {
+	first := len(f.written)
+	var gone []page.Range
+	err := t.pm.Changed(r, protect, f.addWritten, func(r page.Range) { gone = append(gone, r); lost(r) }, f.addGuard)
+	if err != nil || !protect || len(gone) == 0 {
+		return err
+	}
+	// What was given up after it was found written. The range before may have grown.
+	w, g := page.NewSet(f.written[max(0, first-1):]...), page.NewSet(gone...)
+	if no := page.Intersection(&w, &g); !no.Empty() {
+		w = page.Difference(&w, &no)
+		f.written = append(f.written[:max(0, first-1)], w.Ranges()...)
+	}
+	return nil
+}
+
+// fewBytes is how much a mapping has at least for two walks that tell little to
+// cost less than one that tells all.
+const fewBytes = 32 * page.Size
 
 // settle registers what is left unregistered after the list of mappings that was
 // registered had grown old. mremap fails with EFAULT on what is registered in part
@@ -173,11 +240,16 @@ func (t *wp) settle() error {
 // registered, so that the next look knows more, and protected. Some mappings
 // cannot be registered, such as droppable memory and what the program itself has
 // registered: they are written every time.
-func (t *wp) untracked(r *run, f *found) (registered int, err error) {
+//
+// What was known of it is lost.
+func (t *wp) untracked(r *run, f *found, lost func(page.Range)) (registered int, err error) {
 	var all, fresh []page.Range
 	if err := t.pm.Untracked(r.Range, r.anon, func(r page.Range) { all = append(all, r) },
 		func(r page.Range) { fresh = append(fresh, r) }, f.addGuard); err != nil {
 		return 0, err
+	}
+	for _, r := range all {
+		lost(r)
 	}
 	for i := 0; i < len(r.maps) && len(all) > 0; i++ {
 		m := &r.maps[i]
@@ -194,6 +266,7 @@ func (t *wp) untracked(r *run, f *found) (registered int, err error) {
 			continue
 		}
 		registered++
+		lost(m.Intersect(r.Range))
 		w := proc.Walk{Content: func(r page.Range) { f.addContent(r); f.addWritten(r) }, Guard: f.addGuard}
 		if err := t.pm.Take(m.Intersect(r.Range), r.anon, w); err != nil {
 			return 0, err

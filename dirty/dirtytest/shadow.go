@@ -106,8 +106,8 @@ func (s *Shadow) take(r page.Range, b []byte) {
 }
 
 // Diff compares the shadow with the memory of the process, which must stand still
-// since before the last Round: what is content must be equal, all else must read
-// as zero or as the file.
+// since before the last Round or Last: what is content must be equal and must be
+// what the page tables say, all else must read as zero or as the file.
 func (s *Shadow) Diff() error {
 	maps, err := proc.ReadMaps(s.pid)
 	if err != nil {
@@ -117,6 +117,9 @@ func (s *Shadow) Diff() error {
 	type place struct{ dev, ino, offset uint64 }
 	shared := map[place]bool{}
 	var errs []error
+	if err := s.exact(maps); err != nil {
+		errs = append(errs, err)
+	}
 	var compared, content int
 	for i := range maps {
 		m := &maps[i]
