@@ -275,7 +275,7 @@ func (c *Client) Adopt(ctx context.Context, a Adoption) error {
 	return err
 }
 
-// Fetch begins the background stream; before it only faults, hot and eager pages
+// Fetch begins the background stream; before it only faults, eager and hot pages
 // are fetched, from Adopt on. Idempotent.
 func (c *Client) Fetch(ctx context.Context) error {
 	_, err := c.call(ctx, opFetch, nil)

@@ -42,7 +42,7 @@ type FetcherConfig struct {
 	// where at most HeadStartOver bytes are missing, which are here sooner than that.
 	HeadStart     time.Duration
 	HeadStartOver uint64
-	// Order of the background stream. Default HotEagerAscending.
+	// Order of the background stream. Default EagerHotAscending.
 	Order Order
 	// Waiting calls its argument for every page that a thread waits for; they
 	// are asked for again on a new urgent lane. May be nil.
@@ -114,7 +114,7 @@ func NewFetcher(cfg FetcherConfig) *Fetcher {
 		cfg.StallTimeout = 10 * time.Second
 	}
 	if cfg.Order == nil {
-		cfg.Order = HotEagerAscending
+		cfg.Order = EagerHotAscending
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

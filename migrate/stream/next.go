@@ -9,7 +9,7 @@ import (
 func (f *Fetcher) rewind() {
 	f.cur = piece{}
 	w := f.now.Load()
-	order := Order(hotEager)
+	order := Order(eagerHot)
 	if f.all {
 		order = w.order
 	}

@@ -16,17 +16,19 @@ type Order func(*pagestore.Store) Next
 // Next returns the next run; ok is false at the end.
 type Next func() (src *pagestore.Source, run pagestore.Span, ok bool)
 
-// HotEagerAscending is the default order: what is touched at once, what must be
-// there before the process runs, and the rest by address.
-func HotEagerAscending(st *pagestore.Store) Next {
-	return parts(st, (*pagestore.Source).Hot, (*pagestore.Source).Eager,
+// EagerHotAscending is the default order: what must be there before the process
+// runs, what is touched at once, and the rest by address. What is touched at once
+// can be all that was written during the last round: the process does not wait
+// for that.
+func EagerHotAscending(st *pagestore.Store) Next {
+	return parts(st, (*pagestore.Source).Eager, (*pagestore.Source).Hot,
 		func(s *pagestore.Source) []pagestore.Span { return []pagestore.Span{{First: 0, End: s.Len()}} })
 }
 
-// hotEager is the beginning of every order: what is fetched before the process
+// eagerHot is the beginning of every order: what is fetched before the process
 // runs, while all that is not needed for that would only be in the way.
-func hotEager(st *pagestore.Store) Next {
-	return parts(st, (*pagestore.Source).Hot, (*pagestore.Source).Eager)
+func eagerHot(st *pagestore.Store) Next {
+	return parts(st, (*pagestore.Source).Eager, (*pagestore.Source).Hot)
 }
 
 func parts(st *pagestore.Store, of ...func(*pagestore.Source) []pagestore.Span) Next {

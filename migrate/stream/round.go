@@ -64,7 +64,7 @@ func (f *Fetcher) ReadPages(space page.Space, first page.Num, buf []byte) error 
 // hash) would then miss a write.
 func (f *Fetcher) Round(ctx context.Context, r Round) error {
 	if r.Order == nil {
-		r.Order = HotEagerAscending
+		r.Order = EagerHotAscending
 	}
 	w := &work{r.Store, r.Placer, r.Order, make(chan struct{}), make(chan error, 1), r.Reader, r.Window, r.Chunk}
 	if w.window == 0 {
