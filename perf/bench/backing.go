@@ -36,8 +36,8 @@ const (
 	backLook = 10 * time.Millisecond
 )
 
-// Back touches as much free memory as g has and begins to free it. Release ends
-// that.
+// Back touches as much free memory as g has and begins to free it; where there is
+// not twice as much, it frees some of it at once. Release ends that.
 func (g *Guest) Back() (*Backing, error) {
 	b, err := os.ReadFile(filepath.Join(g.Host.Root(), "proc", strconv.Itoa(g.PID), "statm"))
 	if err != nil {
@@ -54,16 +54,15 @@ func (g *Guest) Back() (*Backing, error) {
 	return back(resident*page.Size + backAhead)
 }
 
+// back touches bytes and leaves so many free: whoever decides whether the guest may
+// come must find room for it.
 func back(bytes int) (*Backing, error) {
 	b := &Backing{stop: make(chan struct{})}
-	text, err := os.ReadFile("/proc/meminfo")
+	free, err := available()
 	if err != nil {
 		return nil, err
 	}
-	if free, ok := kib(text, "MemAvailable"); ok {
-		bytes = min(bytes, int(free)/2) // the guest that arrives needs some too
-	}
-	for ; bytes > 0; bytes -= backChunk {
+	for left := min(bytes, free-backAhead); left > 0; left -= backChunk {
 		m, err := unix.Mmap(-1, 0, backChunk, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 		if err == nil {
 			b.chunks = append(b.chunks, m)
@@ -75,6 +74,19 @@ func back(bytes int) (*Backing, error) {
 			_ = b.Release()
 			return nil, fmt.Errorf("touch free memory: %w", err)
 		}
+	}
+	for len(b.chunks) > 0 {
+		if free, err = available(); err == nil && free < bytes+backAhead {
+			err = unix.Munmap(b.chunks[0])
+		} else if err == nil {
+			break
+		}
+		if err != nil {
+			close(b.stop)
+			_ = b.Release()
+			return nil, err
+		}
+		b.chunks = b.chunks[1:]
 	}
 	before, err := anonymous()
 	if err != nil {
@@ -128,15 +140,19 @@ func (b *Backing) Release() error {
 	return err
 }
 
-// anonymous is how much of all memory is that of programs.
-func anonymous() (int, error) {
+// anonymous is how much of all memory is that of programs, and available how much
+// programs could get.
+func anonymous() (int, error) { return meminfo("AnonPages") }
+func available() (int, error) { return meminfo("MemAvailable") }
+
+func meminfo(name string) (int, error) {
 	text, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
 		return 0, err
 	}
-	n, ok := kib(text, "AnonPages")
+	n, ok := kib(text, name)
 	if !ok {
-		return 0, fmt.Errorf("no AnonPages in /proc/meminfo")
+		return 0, fmt.Errorf("no %s in /proc/meminfo", name)
 	}
 	return int(n), nil
 }
