@@ -73,6 +73,8 @@ func TestGivenUpUnwatched(t *testing.T) {
 	}
 	tr, area := track(t, p, dirty.WPAsync), a.Range
 	for _, look := range []func([]proc.Mapping) (dirty.Pages, error){tr.Collect, tr.Collect, tr.Last} {
+		a.End -= 16 * page.Size
+		p.Do("advise %x %d 4", uint64(a.End), 16) // MADV_DONTNEED
 		got, err := look(p.Maps())
 		if err != nil {
 			t.Fatal(err)
@@ -80,9 +82,28 @@ func TestGivenUpUnwatched(t *testing.T) {
 		if rs := got.Content.Intersect(area); len(rs) != 1 || rs[0] != a.Range {
 			t.Errorf("%v has content, want %v", rs, a.Range)
 		}
-		a.End -= 16 * page.Size
-		p.Do("advise %x %d 4", uint64(a.End), 16) // MADV_DONTNEED
 	}
+}
+
+// Guards are told by every look as a walk of all page tables tells them, and are no
+// content; what they replaced is gone.
+func TestGuards(t *testing.T) {
+	each(t, func(t *testing.T, p *dirtytest.Program, s *dirtytest.Shadow, _ dirty.Method) {
+		const install, remove = 102, 103 // MADV_GUARD_INSTALL, Linux 6.13
+		a := p.Area("anon", 200)
+		p.Poke(a.Range, 1)
+		at := func(n int) page.Addr { return a.Start + page.Addr(n)*page.Size }
+		for i, look := range []func() dirty.Pages{s.Round, s.Round, s.Last, s.Round} {
+			p.Do("advise %x 3 %d", uint64(at(10*i)), install)
+			if i > 0 {
+				p.Do("advise %x 3 %d", uint64(at(10*i-10)), remove)
+			}
+			look()
+			if err := s.Exact(); err != nil {
+				t.Errorf("look %d: %v", i, err)
+			}
+		}
+	})
 }
 
 // A process that reserved much and uses little keeps its small page tables: looks

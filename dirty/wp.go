@@ -132,7 +132,7 @@ func (t *wp) collect(maps []proc.Mapping, protect bool) (Pages, error) {
 			err = t.changed(r.Range, protect, &f, lost)
 		} else {
 			lost(r.Range)
-			err = t.pm.Take(r.Range, r.anon, proc.Walk{Content: f.addContent, Written: f.addWritten, Guard: f.addGuard})
+			err = t.take(r, &f)
 		}
 		if err != nil {
 			return Pages{}, err

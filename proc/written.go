@@ -2,6 +2,7 @@ package proc
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/pageferry/pageferry/internal/sys"
 	"github.com/pageferry/pageferry/page"
@@ -34,52 +35,95 @@ func (p *Pagemap) Take(r page.Range, anon bool, w Walk) error {
 // walks it tells what they are at the second or at a moment between, and the next
 // call tells the rest.
 func (p *Pagemap) Changed(r page.Range, protect bool, written, gone, guard func(page.Range)) error {
-	const tell = sys.PageIsPresent | sys.PageIsSwapped | sys.PageIsPFNZero | sys.PageIsWritten
 	return p.sighted(func() error {
-		a := sys.PMScanArg{ReturnMask: tell, CategoryMask: sys.PageIsWPAllowed,
-			// What is not present, the shared zero page, and what is written.
-			CategoryInverted: sys.PageIsPresent, CategoryAnyof: sys.PageIsPresent | sys.PageIsPFNZero | sys.PageIsWritten}
-		if !p.blind {
-			a.ReturnMask |= sys.PageIsGuard
+		if !protect {
+			return p.notClean(r, sys.PageIsWritten, written, gone, guard, nil)
 		}
-		w, n, g := joiner{to: written}, joiner{to: gone}, joiner{to: guard}
-		each := func(r page.Range, is uint64) error {
-			switch {
-			case is&sys.PageIsGuard != 0:
-				n.add(r)
-				g.add(r)
-			case is&sys.PageIsPFNZero != 0, is&(sys.PageIsPresent|sys.PageIsSwapped) == 0:
-				n.add(r)
-			case is&sys.PageIsWritten != 0 && !protect:
+		// Both in one walk cannot be: what has no page table would get one, full of
+		// notes that what will be there is protected (pagemap_scan_pte_hole,
+		// fs/proc/task_mmu.c).
+		take := sys.PMScanArg{Flags: sys.PMScanWPMatching, ReturnMask: sys.PageIsPresent,
+			CategoryMask: sys.PageIsWritten | sys.PageIsPFNZero, CategoryInverted: sys.PageIsPFNZero,
+			CategoryAnyof: sys.PageIsPresent | sys.PageIsSwapped}
+		if !p.blind {
+			take.ReturnMask |= sys.PageIsGuard
+		}
+		w := joiner{to: written}
+		err := p.walk(r, take, func(r page.Range, is uint64) error {
+			if is&sys.PageIsGuard == 0 {
 				w.add(r)
 			}
 			return nil
-		}
-		if protect {
-			// Both in one walk cannot be: what has no page table would get one, full of
-			// notes that what will be there is protected (pagemap_scan_pte_hole,
-			// fs/proc/task_mmu.c).
-			const of = sys.PageIsWritten | sys.PageIsPFNZero
-			take := sys.PMScanArg{Flags: sys.PMScanWPMatching, ReturnMask: a.ReturnMask &^ sys.PageIsWritten,
-				CategoryMask: of, CategoryInverted: sys.PageIsPFNZero, CategoryAnyof: sys.PageIsPresent | sys.PageIsSwapped}
-			if err := p.walk(r, take, func(r page.Range, is uint64) error {
-				if is&sys.PageIsGuard == 0 {
-					w.add(r)
-				}
-				return nil
-			}); err != nil {
-				return err
-			}
-			a.CategoryAnyof &^= sys.PageIsWritten
-		}
-		if err := p.walk(r, a, each); err != nil {
+		})
+		if err != nil {
 			return err
 		}
 		w.end()
-		n.end()
-		g.end()
+		return p.notClean(r, 0, nil, gone, guard, nil)
+	})
+}
+
+// Lacking tells which pages of registered mappings inside r, of anonymous memory,
+// have no content, and changes nothing. swapped is called for those that are not in
+// memory and have content.
+func (p *Pagemap) Lacking(r page.Range, gone, guard, swapped func(page.Range)) error {
+	return p.sighted(func() error { return p.notClean(r, 0, nil, gone, guard, swapped) })
+}
+
+// notClean tells of pages that are not in memory, of the shared zero page, and of
+// those that also are also.
+func (p *Pagemap) notClean(r page.Range, also uint64, written, gone, guard, swapped func(page.Range)) error {
+	a := sys.PMScanArg{
+		CategoryMask: sys.PageIsWPAllowed, CategoryInverted: sys.PageIsPresent,
+		CategoryAnyof: sys.PageIsPresent | sys.PageIsPFNZero | also,
+		ReturnMask:    sys.PageIsPresent | sys.PageIsSwapped | sys.PageIsPFNZero | also,
+	}
+	if !p.blind {
+		a.ReturnMask |= sys.PageIsGuard
+	}
+	w, n, g, s := joiner{to: written}, joiner{to: gone}, joiner{to: guard}, joiner{to: swapped}
+	err := p.walk(r, a, func(r page.Range, is uint64) error {
+		switch {
+		case is&sys.PageIsGuard != 0:
+			n.add(r)
+			g.add(r)
+			return nil
+		case is&sys.PageIsPFNZero != 0, is&(sys.PageIsPresent|sys.PageIsSwapped) == 0:
+			n.add(r)
+			return nil
+		case is&sys.PageIsPresent == 0:
+			s.add(r)
+		}
+		if is&also != 0 {
+			w.add(r)
+		}
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	for _, j := range []*joiner{&w, &n, &g, &s} {
+		j.end()
+	}
+	return nil
+}
+
+// Protect protects all pages in registered mappings inside r, which should be in
+// memory, and tells nothing: three quarters of the time of Take. What has no page
+// gets a note that it will be protected.
+func (p *Pagemap) Protect(r page.Range) error {
+	a := sys.PMScanArg{Flags: sys.PMScanWPMatching, CategoryMask: sys.PageIsWritten, ReturnMask: sys.PageIsWritten,
+		Start: uint64(r.Start), End: uint64(r.End)}
+	for a.Start < a.End {
+		if _, err := sys.PagemapScan(int(p.f.Fd()), &a, nil); err != nil {
+			return Gone(p.pid, err)
+		}
+		if a.WalkEnd <= a.Start {
+			return fmt.Errorf("pagemap of pid %d: the walk of %v does not move on from %#x", p.pid, r, a.Start)
+		}
+		a.Start = a.WalkEnd
+	}
+	return nil
 }
 
 // Untracked is Find for the mappings inside r that are not registered, and also

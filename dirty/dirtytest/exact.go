@@ -24,8 +24,17 @@ func (s *Shadow) Last() dirty.Pages {
 	return p
 }
 
-// exact compares what the last look told to be content and guards with a walk of
-// all page tables of anonymous memory, which knows nothing of earlier looks.
+// Exact compares what the last look told to be content and guards with a walk of
+// all page tables of anonymous memory, which knows nothing of earlier looks. The
+// process must not have changed since.
+func (s *Shadow) Exact() error {
+	maps, err := proc.ReadMaps(s.pid)
+	if err != nil {
+		return err
+	}
+	return s.exact(maps)
+}
+
 func (s *Shadow) exact(maps []proc.Mapping) error {
 	pm, err := proc.OpenPagemap(s.pid)
 	if err != nil {
