@@ -140,3 +140,27 @@ func tables(t *testing.T, pid int) (kib int) {
 	}
 	return kib
 }
+
+// A mapping that is walked in several pieces is told whole by the look that finds
+// it, whichever that is.
+func TestNewLargeMapping(t *testing.T) {
+	for _, m := range methods() {
+		t.Run(string(m), func(t *testing.T) {
+			testutil.Require(t, testutil.Root, testutil.AMD64, can(m))
+			testutil.NoLeaks(t)
+			p := dirtytest.Start(t)
+			tr := track(t, p, m)
+			for i, look := range []func([]proc.Mapping) (dirty.Pages, error){tr.Collect, tr.Collect, tr.Last} {
+				a := p.Area("anon", 600<<20/page.Size)
+				p.Poke(a.Range, 256)
+				got, err := look(p.Maps())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if c, w := got.Content.BytesIn(a.Range), got.Written.BytesIn(a.Range); c != 600<<20/256 || w != c {
+					t.Errorf("look %d: %d pages told, %d of them written, want %d", i, c>>page.Shift, w>>page.Shift, 600)
+				}
+			}
+		})
+	}
+}

@@ -92,6 +92,18 @@ func (f *found) addContent(r page.Range) { f.content = join(f.content, r) }
 func (f *found) addWritten(r page.Range) { f.written = join(f.written, r) }
 func (f *found) addGuard(r page.Range)   { f.guards = join(f.guards, r) }
 
+// append adds what another walk found, of what lies behind.
+func (f *found) append(o *found) {
+	for _, l := range []struct {
+		to   *[]page.Range
+		more []page.Range
+	}{{&f.content, o.content}, {&f.written, o.written}, {&f.guards, o.guards}} {
+		if len(l.more) > 0 {
+			*l.to = append(join(*l.to, l.more[0]), l.more[1:]...)
+		}
+	}
+}
+
 func join(to []page.Range, r page.Range) []page.Range {
 	if n := len(to); n > 0 && to[n-1].End == r.Start {
 		to[n-1].End = r.End

@@ -26,10 +26,11 @@ const wpFeatures = sys.UffdFeaturePagefaultFlagWP | sys.UffdFeatureWPHugetlbfsSh
 type wp struct {
 	pid int
 
-	mu     sync.Mutex
-	uffd   *os.File // nil once closed
-	pm     *proc.Pagemap
-	at     *borders
+	mu   sync.Mutex
+	uffd *os.File // nil once closed
+	pm   *proc.Pagemap
+	at   *borders
+	walkers
 	shared *shared // nil where it is not asked for
 	untold untold
 	seen   bool // a look has worked since the start, or since an error
@@ -54,7 +55,7 @@ func newWP(pid int, uffd *os.File, shared *shared) (*wp, error) {
 	if err != nil {
 		return nil, errors.Join(err, uffd.Close())
 	}
-	return &wp{pid: pid, uffd: uffd, pm: pm, at: at, shared: shared}, nil
+	return &wp{pid: pid, uffd: uffd, pm: pm, at: at, shared: shared, walkers: walkers{pid: pid, pms: []*proc.Pagemap{pm}}}, nil
 }
 
 func wpHandshake(fd int) error {
@@ -75,7 +76,7 @@ func (t *wp) Close() error {
 	if t.uffd == nil {
 		return nil
 	}
-	err := errors.Join(t.uffd.Close(), t.pm.Close(), t.at.Close())
+	err := errors.Join(t.uffd.Close(), t.walkers.close(), t.at.Close())
 	t.uffd = nil
 	return err
 }
@@ -125,18 +126,21 @@ func (t *wp) collect(maps []proc.Mapping, protect bool) (Pages, error) {
 	before, fresh := page.Intersection(&t.content, &anon), page.Difference(&anon, &t.known)
 	var gone []page.Range // of before
 	lost := func(r page.Range) { gone = join(gone, r) }
+	saw := make([]looked, len(all))
+	if err := t.walkers.each(len(all), func(pm *proc.Pagemap, i int) error {
+		r, l := &all[i], &saw[i]
+		if r.anon && (!protect || r.mapped > uint64(len(r.maps))*fewBytes) && len(fresh.Intersect(r.Range)) == 0 {
+			return l.changed(pm, r, protect)
+		}
+		l.lost(r.Range)
+		return l.take(pm, r, !t.seen)
+	}); err != nil {
+		return Pages{}, err
+	}
 	for i := range all {
 		r := &all[i]
-		var err error
-		if r.anon && (!protect || r.mapped > uint64(len(r.maps))*fewBytes) && len(fresh.Intersect(r.Range)) == 0 {
-			err = t.changed(r.Range, protect, &f, lost)
-		} else {
-			lost(r.Range)
-			err = t.take(r, &f)
-		}
-		if err != nil {
-			return Pages{}, err
-		}
+		f.append(&saw[i].found)
+		gone = append(gone, saw[i].gone...)
 		// What is not registered is looked for afterwards: what is registered by
 		// nobody but us can stop being so meanwhile, but not begin.
 		n, err := t.untracked(r, &f, lost)
@@ -179,31 +183,6 @@ func (t *wp) listed(maps []proc.Mapping) (out page.Set) {
 	}
 	return out
 }
-
-// changed finds what is not as it was at the look before, in a run of which that
-// is known. What it does not tell has content if it had some then: as long as a
-// mapping stays registered, nothing gets into it or out of it but through its page
-// tables, where what is missing and what is new can be seen. A mapping that takes
-// the place of another is not registered.
-func (t *wp) changed(r page.Range, protect bool, f *found, lost func(page.Range)) error {
-	first := len(f.written)
-	var gone []page.Range
-	err := t.pm.Changed(r, protect, f.addWritten, func(r page.Range) { gone = append(gone, r); lost(r) }, f.addGuard)
-	if err != nil || !protect || len(gone) == 0 {
-		return err
-	}
-	// What was given up after it was found written. The range before may have grown.
-	w, g := page.NewSet(f.written[max(0, first-1):]...), page.NewSet(gone...)
-	if no := page.Intersection(&w, &g); !no.Empty() {
-		w = page.Difference(&w, &no)
-		f.written = append(f.written[:max(0, first-1)], w.Ranges()...)
-	}
-	return nil
-}
-
-// fewBytes is how much a mapping has at least for two walks that tell little to
-// cost less than one that tells all.
-const fewBytes = 32 * page.Size
 
 // settle registers what is left unregistered after the list of mappings that was
 // registered had grown old. mremap fails with EFAULT on what is registered in part
@@ -266,10 +245,13 @@ func (t *wp) untracked(r *run, f *found, lost func(page.Range)) (registered int,
 			continue
 		}
 		registered++
-		lost(m.Intersect(r.Range))
+		lost(m.Range)
 		w := proc.Walk{Content: func(r page.Range) { f.addContent(r); f.addWritten(r) }, Guard: f.addGuard}
-		if err := t.pm.Take(m.Intersect(r.Range), r.anon, w); err != nil {
-			return 0, err
+		// All of it, also what lies in runs behind, which were walked before.
+		for at := m.Start; at < m.End; at += mostMapped {
+			if err := t.pm.Take(page.Range{Start: at, End: min(m.End, at+mostMapped)}, r.anon, w); err != nil {
+				return 0, err
+			}
 		}
 	}
 	return registered, nil
