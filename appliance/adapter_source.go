@@ -209,8 +209,9 @@ func (p *process) Close() error {
 // Kill also clears away the cgroup that it lived in, where it arrived here by a
 // migration itself.
 func (p *process) Kill(ctx context.Context) error {
-	p.untrack()
+	p.slow.set(0)
 	err := gone(p.s.Kill(ctx))
+	p.untrack() // not before: to take the protection off each GiB takes 20 ms
 	if err == nil {
 		sweep(p.log)
 	}

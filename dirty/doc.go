@@ -46,7 +46,8 @@
 // seen by hash only.
 //
 // A Tracker has a lock and may be used by any goroutine; Close waits for a look
-// that is going on and is idempotent. The kernel keeps the process from changing
+// that is going on and is idempotent. A look of wp-async has a second goroutine where
+// there is enough to walk, which ends with it. The kernel keeps the process from changing
 // its mappings during each piece of a walk, 128 MiB. A process that calls exec is
 // another one: what was tracked is gone, and it is the caller who must notice.
 package dirty
