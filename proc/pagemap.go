@@ -43,12 +43,8 @@ func (p *Pagemap) Close() error { return p.f.Close() }
 // anon says that no file is mapped in r. The walk is then several times as fast:
 // to tell a page of a file the kernel looks at each page's own structure.
 func (p *Pagemap) Find(r page.Range, anon bool, content, guard func(page.Range)) error {
-	not := uint64(sys.PageIsPFNZero)
-	if !anon {
-		not |= sys.PageIsFile
-	}
 	if !p.old && !p.blind {
-		err := p.scan(r, not, sys.PageIsGuard, content, guard)
+		err := p.scan(r, anon, sys.PageIsGuard, content, guard)
 		if err != unix.EINVAL {
 			if !errors.Is(err, sys.ErrNotSupported) {
 				return err
@@ -58,25 +54,32 @@ func (p *Pagemap) Find(r page.Range, anon bool, content, guard func(page.Range))
 		p.blind = true
 	}
 	if !p.old {
-		return p.scan(r, not, 0, content, guard)
+		return p.scan(r, anon, 0, content, guard)
 	}
 	return p.slow(r, 0, Walk{Content: content})
 }
 
 // scan walks r once. A guard looks as if it was swapped out, so both come from
 // the same walk and are told apart by what is returned of them.
-func (p *Pagemap) scan(r page.Range, not, tell uint64, content, guard func(page.Range)) error {
+func (p *Pagemap) scan(r page.Range, anon bool, tell uint64, content, guard func(page.Range)) error {
+	not := uint64(sys.PageIsPFNZero)
+	if !anon {
+		not |= sys.PageIsFile
+	}
 	a := sys.PMScanArg{
 		CategoryInverted: not, CategoryMask: not, CategoryAnyof: sys.PageIsPresent | sys.PageIsSwapped,
 		ReturnMask: sys.PageIsPresent | tell,
 	}
 	c, g := joiner{to: content}, joiner{to: guard}
 	err := p.walk(r, a, func(r page.Range, is uint64) error {
-		j := &c
-		if is&sys.PageIsGuard != 0 {
-			j = &g
+		switch {
+		case is&sys.PageIsGuard != 0:
+			g.add(r)
+		case !anon && is&sys.PageIsPresent == 0:
+			return p.swapped(r, c.add)
+		default:
+			c.add(r)
 		}
-		j.add(r)
 		return nil
 	})
 	if err != nil {
