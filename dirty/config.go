@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 
+	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/proc"
 )
 
@@ -28,9 +29,12 @@ type Config struct {
 	Stop Stop
 	// Shared asks for shared memory, too.
 	Shared bool
+	// Open opens the object behind a shared mapping of those that Collect is given.
+	// Nil: /proc/PID/map_files has it.
+	Open func(page.Range) (*os.File, error)
 	// Pace is called before so many bytes are read to be compared, and may wait:
-	// at the last look, while the process stands still, it should not. Nil never
-	// waits.
+	// at the last look, while the process stands still, it should not. Several
+	// goroutines call it. Nil never waits.
 	Pace func(bytes int)
 }
 
@@ -72,6 +76,15 @@ func New(ctx context.Context, c Config) (t Tracker, lacking []Support, err error
 	return nil, lacking, fmt.Errorf("dirty: track pid %d: %w", c.PID, err)
 }
 
+func (c *Config) opener() func(page.Range) (*os.File, error) {
+	if c.Open != nil {
+		return c.Open
+	}
+	return func(r page.Range) (*os.File, error) {
+		return os.Open(fmt.Sprintf("/proc/%d/map_files/%x-%x", c.PID, uint64(r.Start), uint64(r.End)))
+	}
+}
+
 func (c *Config) open(ctx context.Context, m Method) (Tracker, error) {
 	if err := probe(m); err != nil {
 		return nil, err
@@ -79,7 +92,7 @@ func (c *Config) open(ctx context.Context, m Method) (Tracker, error) {
 	h := newHashes(c.Pace)
 	var s *shared
 	if c.Shared {
-		s = newShared(c.PID, h)
+		s = newShared(c.opener(), h)
 	}
 	switch m {
 	case WPAsync:

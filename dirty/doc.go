@@ -19,7 +19,7 @@
 //     where it was built in. The process stands still for some milliseconds at
 //     each look. It has one user at a time for each process.
 //   - hash: pages are read and compared with what was sent. It works everywhere and
-//     costs a read of all memory each time.
+//     costs a read of all that was sent each time.
 //
 // Mappings come and go meanwhile. A mapping that the tracker has not seen before
 // is told whole: everything in it is written. Memory that the program gave up is
@@ -33,7 +33,8 @@
 // shared memory, hugetlbfs and shared mappings of files are not told.
 //
 // Whoever sends pages must say what was sent ([Tracker].Sent): a page that is
-// compared is told until it is as it was sent.
+// compared is told until it is as it was sent. Until it is sent it is told without
+// being read, which says nothing about what the program does.
 //
 // What a program can notice of wp-async: the first write to each page after a look
 // takes about a microsecond longer, and mappings made between two looks do not

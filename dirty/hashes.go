@@ -71,24 +71,50 @@ func (h *hashes) sent(rs []page.Range, buf []byte, of *page.Set) {
 	if of != nil && of.Empty() {
 		return
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
 	for _, r := range rs {
 		for at := r.Start; at < r.End && len(buf) >= page.Size; at += page.Size {
 			if of == nil || of.Contains(at) {
-				h.set(at.Page(), h.sum(buf[:page.Size]))
+				v := h.sum(buf[:page.Size])
+				h.mu.Lock()
+				h.set(at.Page(), v)
+				h.mu.Unlock()
 			}
 			buf = buf[page.Size:]
 		}
 	}
 }
 
-// compare reads r and tells which of its pages are not as they were sent. What
-// cannot be read, because the program has given it up meanwhile, is told, too.
+// known returns how many pages from at to end, at most a piece, have a hash, or how
+// many have none.
+func (h *hashes) known(at, end page.Addr) (pages int, known bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	first, last := at.Page(), min(end.Page(), at.Page()+piece/page.Size)
+	known = h.get(first) != 0
+	n := first + 1
+	for ; n < last && (h.get(n) != 0) == known; n++ {
+	}
+	return int(n - first), known
+}
+
+// compare tells which pages of r are not as they were sent, and reads those that
+// were. What cannot be read, because the program has given it up meanwhile, is
+// told, too.
 func (h *hashes) compare(r page.Range, read func(b []byte, at page.Addr) error, written func(page.Range)) error {
-	buf := make([]byte, min(piece, r.Bytes()))
+	var buf []byte
+	var sums [piece / page.Size]uint64
 	for at := r.Start; at < r.End; {
-		b := buf[:min(uint64(len(buf)), uint64(r.End-at))]
+		n, known := h.known(at, r.End)
+		if !known {
+			end := at + page.Addr(n)<<page.Shift
+			written(page.Range{Start: at, End: end})
+			at = end
+			continue
+		}
+		if buf == nil {
+			buf = make([]byte, min(piece, r.Bytes()))
+		}
+		b := buf[:n<<page.Shift]
 		h.pace(len(b))
 		err := read(b, at)
 		if errors.Is(err, proc.ErrNoPage) {
@@ -101,9 +127,13 @@ func (h *hashes) compare(r page.Range, read func(b []byte, at page.Addr) error, 
 		if err != nil {
 			return err
 		}
+		now := sums[:len(b)/page.Size]
+		for i := range now {
+			now[i] = h.sum(b[i*page.Size:][:page.Size])
+		}
 		h.mu.Lock()
-		for ; len(b) > 0; b = b[page.Size:] {
-			if h.get(at.Page()) != h.sum(b[:page.Size]) {
+		for _, v := range now {
+			if h.get(at.Page()) != v {
 				written(page.PageOf(at))
 			}
 			at += page.Size

@@ -4,11 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/proc"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,10 +24,12 @@ import (
 // punched out of the object (MADV_REMOVE) and read again still is one that nobody
 // wrote: its protection outlives it in the page table, and it is zero now.
 type shared struct {
-	pid     int
+	open    func(page.Range) (*os.File, error)
 	objects map[objectKey]*object
 	hashes  *hashes
-	content page.Set // at the last look
+
+	mu      sync.Mutex // Sent may be called during a look
+	content page.Set   // at the last look
 }
 
 type objectKey struct{ dev, ino uint64 }
@@ -54,8 +59,8 @@ func sharedMemory(m *proc.Mapping) bool {
 	return strings.HasPrefix(m.Name, "[anon_shmem:")
 }
 
-func newShared(pid int, h *hashes) *shared {
-	return &shared{pid: pid, objects: map[objectKey]*object{}, hashes: h}
+func newShared(open func(page.Range) (*os.File, error), h *hashes) *shared {
+	return &shared{open: open, objects: map[objectKey]*object{}, hashes: h}
 }
 
 // forget makes all content count as written at the next look.
@@ -68,7 +73,10 @@ func (s *shared) forget() {
 
 func (s *shared) sent(rs []page.Range, buf []byte) {
 	if s != nil {
-		s.hashes.sent(rs, buf, &s.content)
+		s.mu.Lock()
+		content := s.content
+		s.mu.Unlock()
+		s.hashes.sent(rs, buf, &content)
 	}
 }
 
@@ -122,7 +130,9 @@ func (s *shared) collect(maps []proc.Mapping) (Shared, error) {
 	out := Shared{Content: page.NewSet(f.content...), Written: page.NewSet(f.written...)}
 	gone := page.Difference(&s.content, &out.Content)
 	s.hashes.drop(&gone)
+	s.mu.Lock()
 	s.content = out.Content
+	s.mu.Unlock()
 	return out, nil
 }
 
@@ -135,7 +145,7 @@ func (s *shared) drop(o *object) {
 
 func (s *shared) object(k objectKey, o *object, f *found) error {
 	first := o.views[0].Range
-	h, err := os.Open(fmt.Sprintf("/proc/%d/map_files/%x-%x", s.pid, uint64(first.Start), uint64(first.End)))
+	h, err := s.open(first)
 	if errors.Is(err, os.ErrNotExist) {
 		// Unmapped meanwhile, or its neighbour was joined to it: the next look
 		// knows. An end of the process is found elsewhere.
@@ -158,18 +168,53 @@ func (s *shared) object(k objectKey, o *object, f *found) error {
 	if err != nil {
 		return fmt.Errorf("find the content of the shared memory at %v: %w", first, err)
 	}
-	for _, p := range show(o.views, data) {
+	parts := show(o.views, data)
+	for _, p := range parts {
 		f.addContent(p.at)
-		err := s.hashes.compare(p.at, func(b []byte, at page.Addr) error {
-			n, err := h.ReadAt(b, int64(p.offset)+int64(at-p.at.Start))
-			clear(b[n:]) // the end of the last page
-			return ignoreEOF(err)
-		}, f.addWritten)
-		if err != nil {
-			return fmt.Errorf("read the shared memory at %v: %w", p.at, err)
-		}
+	}
+	if err := s.compare(h, cut(parts), f); err != nil {
+		return fmt.Errorf("read the shared memory at %v: %w", first, err)
 	}
 	return nil
+}
+
+// share is how much of an object one goroutine compares at a time.
+const share = 8 << 20
+
+// compare compares parts of an object, several at once: at the last look the process
+// stands still meanwhile.
+func (s *shared) compare(h *os.File, parts []shown, f *found) error {
+	written := make([]found, len(parts))
+	var all errgroup.Group
+	all.SetLimit(runtime.GOMAXPROCS(0))
+	for i, p := range parts {
+		all.Go(func() error {
+			return s.hashes.compare(p.at, func(b []byte, at page.Addr) error {
+				n, err := h.ReadAt(b, int64(p.offset)+int64(at-p.at.Start))
+				clear(b[n:]) // the end of the last page
+				return ignoreEOF(err)
+			}, written[i].addWritten)
+		})
+	}
+	err := all.Wait()
+	for i := range written {
+		for _, r := range written[i].written {
+			f.addWritten(r)
+		}
+	}
+	return err
+}
+
+// cut cuts what is larger than share.
+func cut(parts []shown) (out []shown) {
+	for _, p := range parts {
+		for p.at.Bytes() > share {
+			out = append(out, shown{page.Range{Start: p.at.Start, End: p.at.Start + share}, p.offset})
+			p.at.Start, p.offset = p.at.Start+share, p.offset+share
+		}
+		out = append(out, p)
+	}
+	return out
 }
 
 // shown is where the process sees a part of an object.

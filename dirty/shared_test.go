@@ -3,12 +3,14 @@ package dirty_test
 import (
 	"fmt"
 	"os"
+	"sync/atomic"
 	"testing"
 
 	"github.com/pageferry/pageferry/dirty"
 	"github.com/pageferry/pageferry/dirty/dirtytest"
 	"github.com/pageferry/pageferry/internal/testutil"
 	"github.com/pageferry/pageferry/page"
+	"github.com/pageferry/pageferry/proc"
 	"golang.org/x/sys/unix"
 )
 
@@ -211,4 +213,80 @@ func TestBecomesShared(t *testing.T) {
 			t.Error("shared memory told as private")
 		}
 	})
+}
+
+// What was not sent is told, and not read for it.
+func TestNotReadBeforeSent(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.AMD64)
+	testutil.NoLeaks(t)
+	p := dirtytest.Start(t)
+	var read atomic.Int64
+	tr, _, err := dirty.New(t.Context(), dirty.Config{PID: p.Pid(), Method: dirty.Hash, Shared: true, Pace: func(n int) { read.Add(int64(n)) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Close()
+	mem, err := proc.OpenMemory(p.Pid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	a := p.Area("shared", 5000) // more than one goroutine takes
+	p.Poke(a.Range, 1)
+	if _, err := tr.Collect(p.Maps()); err != nil {
+		t.Fatal(err)
+	}
+	var of proc.Mapping
+	for _, m := range p.Maps() {
+		if m.Range == a.Range {
+			of = m
+		}
+	}
+	for i, sent := range []int{1, 3, 200, 5000} {
+		r := page.Range{Start: a.Start, End: a.Start + page.Addr(sent)*page.Size}
+		buf := make([]byte, r.Bytes())
+		if err := mem.ReadPages([]page.Range{r}, buf); err != nil {
+			t.Fatal(err)
+		}
+		tr.Sent([]page.Range{r}, buf)
+		read.Store(0)
+		got, err := tr.Collect([]proc.Mapping{of})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := got.Shared.Written.BytesIn(a.Range) >> page.Shift; n != uint64(5000-sent) || read.Load() != int64(r.Bytes()) {
+			t.Errorf("look %d: %d pages told of 5000 of which %d were sent, %d bytes read", i, n, sent, read.Load())
+		}
+	}
+}
+
+// A page that the program gave up in a private mapping of a file is not one of its
+// own, whoever asks, though the kernel keeps a note of its protection.
+func TestGivenUpInFile(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.AMD64, can(dirty.WPAsync))
+	testutil.NoLeaks(t)
+	p := dirtytest.Start(t)
+	a := p.Area("file", 20)
+	p.Poke(a.Range, 1)
+	tr := track(t, p, dirty.WPAsync)
+	if _, err := tr.Collect(p.Maps()); err != nil {
+		t.Fatal(err)
+	}
+	p.Do("advise %x 5 4", uint64(a.Start)) // MADV_DONTNEED
+	got, err := tr.Collect(p.Maps())
+	if err != nil {
+		t.Fatal(err)
+	}
+	pm, err := proc.OpenPagemap(p.Pid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pm.Close()
+	var own page.Set
+	if err := pm.Find(a.Range, false, own.Add, func(page.Range) {}); err != nil {
+		t.Fatal(err)
+	}
+	if n, m := got.Content.BytesIn(a.Range)>>page.Shift, own.Pages(); n != 15 || m != 15 {
+		t.Errorf("of 15 pages %d are told and %d found", n, m)
+	}
 }

@@ -52,6 +52,10 @@ type Look struct {
 	// been written since the look before; at the first all of them. Whoever reads
 	// a page after the look gets all that Written does not tell the next time.
 	Content, Written page.Set
+	// Compared are those of Content of which it is only known whether they are as
+	// they were when they were read last: they are in Written until they are. To find
+	// out takes time for each byte, also at the freeze.
+	Compared page.Set
 	// Remade is where a destination that was laid out as the Look before said makes
 	// mappings anew for this one. What has landed there is lost, content or not.
 	Remade page.Set

@@ -14,8 +14,10 @@ import (
 // its pages of the link.
 type Measured struct {
 	Tracker string
-	Content uint64     // bytes of pages with content
-	Curve   plan.Curve // how much it writes
+	Content uint64 // bytes of pages with content
+	// Compared are those of Content that are compared with what was sent.
+	Compared uint64
+	Curve    plan.Curve // how much it writes
 	// Rate is how fast its pages get to where they belong, in bytes of pages per
 	// second, and Share how many bytes each of their bytes takes on the wire. 0: not
 	// measured, since there is no link or too little to send.
@@ -28,7 +30,7 @@ type Measured struct {
 // Inputs are those of the model.
 func (m *Measured) Inputs(maxDowntime time.Duration, maxThrottle float64) plan.Inputs {
 	return plan.Inputs{
-		Memory: m.Content, WireRate: m.Rate, Curve: m.Curve, State: StateTime(m.Threads, m.Content),
+		Memory: m.Content, WireRate: m.Rate, Curve: m.Curve, State: StateTime(m.Threads, m.Content) + compareTime(m.Compared),
 		Overhead: roundOverhead + lookTime(m.Content), MaxDowntime: maxDowntime, MaxThrottle: maxThrottle,
 	}
 }
@@ -42,6 +44,10 @@ func perGiB(bytes uint64, each time.Duration) time.Duration {
 
 // lookTime estimates what a look costs.
 func lookTime(bytes uint64) time.Duration { return perGiB(bytes, 3*time.Millisecond) }
+
+// compareTime estimates how long the freeze takes longer for memory that must be
+// read to know whether it is as it was sent.
+func compareTime(bytes uint64) time.Duration { return perGiB(bytes, 250*time.Millisecond) }
 
 // StateTime estimates what the switch costs without any page: threads are
 // stopped, captured and rebuilt one by one, and page tables are walked.
@@ -104,7 +110,7 @@ func (r *rounds) track(ctx context.Context) error {
 }
 
 func (r *rounds) measured(begin time.Time) Measured {
-	return Measured{Tracker: r.s.res.Tracker, Content: r.content.Bytes(), Curve: r.hist.Curve(),
+	return Measured{Tracker: r.s.res.Tracker, Content: r.content.Bytes(), Compared: r.compare, Curve: r.hist.Curve(),
 		Rate: r.rate, Share: r.share, Sampled: r.sample.Pages << page.Shift,
 		Threads: r.s.cfg.Offer.Threads, Took: time.Since(begin)}
 }

@@ -10,6 +10,8 @@ import (
 // The model of memory: four pages with versions. The program writes whenever the
 // rounds look or copy; what the tracker tells is right, and whether migrate makes
 // the right thing of it is seen when the destination keeps a page.
+//
+// The last page is compared with what was read of it last, as shared memory is.
 
 const modelPages = 4
 
@@ -21,6 +23,7 @@ type modelMem struct {
 	tracked bool
 	writes  int             // how many more there will be
 	landed  [modelPages]int // version that the destination has, 0 none
+	read    int             // version of the last page that was read last
 	// What the lanes were told last.
 	round     uint32
 	announced page.Set
@@ -52,12 +55,14 @@ func (p *fakeProcess) Track(ctx context.Context) (string, error) {
 			w.mem.version[i]++
 			w.mem.written[i] = true
 		}
+		w.mem.read = 0
 		return nil
 	})
 }
 
 // takeWritten is what the tracker tells and forgets. Caller holds w.mu.
 func (w *world) takeWritten() (s page.Set) {
+	w.mem.written[modelPages-1] = w.mem.version[modelPages-1] != w.mem.read
 	for i := range w.mem.written {
 		if w.mem.written[i] {
 			s.Add(modelPage(i))
@@ -76,7 +81,7 @@ func (p *fakeProcess) Look(ctx context.Context) (l Look, err error) {
 			w.violate("a look without tracking")
 		}
 		w.writeLocked()
-		l = Look{Layout: []byte("layout"), Content: page.NewSet(modelMemory), Written: w.takeWritten()}
+		l = Look{Layout: []byte("layout"), Content: page.NewSet(modelMemory), Written: w.takeWritten(), Compared: page.NewSet(modelPage(modelPages - 1))}
 		w.writeLocked()
 		return nil
 	})
@@ -130,6 +135,9 @@ func (a *fakeArrival) Land(ctx context.Context, b Batch) (l Landed, err error) {
 					}
 					w.writeLocked()
 					w.mem.landed[i] = w.mem.version[i]
+					if i == modelPages-1 {
+						w.mem.read = w.mem.version[i]
+					}
 					l.Pages++
 				}
 			}

@@ -1,7 +1,10 @@
 package migrate
 
 import (
+	"context"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/pageferry/pageferry/page"
 )
@@ -63,5 +66,31 @@ func TestBatchIsBounded(t *testing.T) {
 		if _, err := decodeBatch(b); (err == nil) != c.ok {
 			t.Errorf("%v: %v", c.classes, err)
 		}
+	}
+}
+
+// looker is a process whose looks find what they are told to.
+type looker struct {
+	Process
+	found Look
+}
+
+func (l *looker) Look(context.Context) (Look, error) { return l.found, nil }
+
+// TestComparedIsNotWritten: what is compared with what was sent, and was not sent yet,
+// says nothing about what the program writes; what was sent does.
+func TestComparedIsNotWritten(t *testing.T) {
+	at := func(first, end page.Num) page.Range { return page.Range{Start: first.Addr(), End: end.Addr()} }
+	all := page.NewSet(at(1, 9))
+	p := &looker{found: Look{Content: all, Written: all, Compared: page.NewSet(at(3, 9))}}
+	r := &rounds{s: bare(SourceConfig{Process: p}), landed: page.NewSet(at(5, 7))}
+	if err := r.look(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	if want := page.NewSet(at(1, 3), at(5, 7)); !slices.Equal(r.written.Ranges(), want.Ranges()) || !r.clean.Empty() {
+		t.Errorf("%v counts as written, %v as clean", r.written.Ranges(), r.clean.Ranges())
+	}
+	if m := r.measured(time.Now()); m.Compared != 6*page.Size || m.Inputs(time.Second, 0).State <= StateTime(0, m.Content) {
+		t.Errorf("%d bytes are compared, in %v", m.Compared, m.Inputs(time.Second, 0).State)
 	}
 }

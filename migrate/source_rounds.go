@@ -39,6 +39,7 @@ type rounds struct {
 	remade  page.Set // of them those that it loses with the layout that it gets next
 	clean   page.Set // those of them that are right, as far as the last look knows
 	written page.Set // what the last look found
+	compare uint64   // bytes that are compared with what was sent
 	hot     page.Set // what the first looks found
 	last    Round
 	batches uint32 // LANDs so far
@@ -125,7 +126,10 @@ func (r *rounds) look(ctx context.Context, first bool) error {
 		return err
 	}
 	now := time.Now()
-	note := plan.Look{Written: l.Written, Content: l.Content, Elapsed: now.Sub(r.taken)}
+	// What is compared with what was sent, and was not, may have been written or not.
+	unknown := page.Difference(&l.Compared, &r.landed)
+	r.compare = l.Compared.Bytes()
+	note := plan.Look{Written: page.Difference(&l.Written, &unknown), Content: l.Content, Elapsed: now.Sub(r.taken)}
 	if first {
 		// That everything is new says nothing about what the program does.
 		note.Written, note.Elapsed = page.Set{}, 0
@@ -145,7 +149,7 @@ func (r *rounds) look(ctx context.Context, first bool) error {
 // round decides, and does a round if that is the decision.
 func (r *rounds) round(ctx context.Context, n int) (more bool, err error) {
 	unsent := page.Difference(&r.content, &r.clean)
-	state := StateTime(r.s.cfg.Offer.Threads, r.content.Bytes())
+	state := StateTime(r.s.cfg.Offer.Threads, r.content.Bytes()) + compareTime(r.compare)
 	room := ^uint64(0)
 	if r.s.rec.Mode == ModePreCopy {
 		room = r.plan.Room(state)
