@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -25,7 +26,7 @@ type tracked struct {
 	slow    throttle
 	// laid is what the Look before has laid out, by the kind of mapping: of one kind
 	// the destination keeps what is still there.
-	laid map[string]page.Set
+	laid map[laidKind]page.Set
 }
 
 // Throttle stops the process for that part of its time.
@@ -43,7 +44,7 @@ func (p *process) Track(ctx context.Context) (string, error) {
 	}
 	t, lacking, err := dirty.New(ctx, dirty.Config{
 		PID: p.pid, OpenUserfault: p.s.Userfault,
-		Stop: p.stopForLook,
+		Stop: p.stopForLook, Shared: true, Open: p.s.OpenMapped,
 	})
 	for _, l := range lacking {
 		p.log.Info("dirty pages could be found better", "pid", p.pid, "method", l.Method, "err", l.Err)
@@ -76,11 +77,36 @@ func (p *process) untrack() {
 	}
 }
 
-// find is the walk at the freeze.
+// find is the walk at the freeze. All that is not anonymous Capture finds by itself;
+// what was written of it is told here, too.
 func (p *process) find(maps []proc.Mapping) (own, guards page.Set, err error) {
-	found, err := p.tracker.Last(maps)
-	p.written = found.Written
+	var anon, others []proc.Mapping
+	for _, m := range trackable(maps) {
+		if m.Ino == 0 && !m.Shared {
+			anon = append(anon, m)
+		} else {
+			others = append(others, m)
+		}
+	}
+	found, err := p.tracker.Last(anon)
+	if err != nil {
+		return own, guards, err
+	}
+	more, err := p.tracker.Last(others)
+	p.written = page.Union(&found.Written, &more.Written)
+	p.written = page.Union(&p.written, &more.Shared.Written)
 	return found.Content, found.Guards, err
+}
+
+// trackable are the mappings among maps in which there can be pages of the
+// process's own, or of shared memory.
+func trackable(maps []proc.Mapping) (out []proc.Mapping) {
+	for i := range maps {
+		if m := &maps[i]; m.Name != "[vsyscall]" && !m.Has("dp") && !m.Has("io") && !m.Has("pf") {
+			out = append(out, *m)
+		}
+	}
+	return out
 }
 
 // dirtied adds what it found to the map of memory.
@@ -93,39 +119,56 @@ func (p *process) dirtied(ms []migrate.Memory) []migrate.Memory {
 	return ms
 }
 
-// Look looks at anonymous memory, which is nearly all that a process has. Pages of
-// shared objects and changed pages of files come at the switch.
+// Look looks at all that rounds can carry: private memory, anonymous and changed
+// pages of files, and shared memory, mapped or held by descriptors.
 func (p *process) Look(context.Context) (migrate.Look, error) {
-	anon, found, err := p.look()
+	maps, found, err := p.look()
 	if err != nil {
 		return migrate.Look{}, gone(err)
 	}
-	var vmas []image.VMA
-	for i := range anon {
-		m := &anon[i]
-		if found.Content.BytesIn(m.Range) > 0 {
-			vmas = append(vmas, image.VMA{Range: m.Range, Kind: image.VMAAnon, Prot: m.Prot, Memory: -1, Flags: settledFlags(m)})
-		}
+	content := page.Union(&found.Content, &found.Shared.Content)
+	written := page.Union(&found.Written, &found.Shared.Written)
+	maps = slices.DeleteFunc(maps, func(m proc.Mapping) bool { return content.BytesIn(m.Range) == 0 })
+	layout, room, err := p.s.Layout(maps)
+	if err != nil {
+		return migrate.Look{}, gone(err)
 	}
 	// What is mapped since the list was read has no place to land yet. Nothing of it
 	// is lost: it counts as not sent.
-	listed := page.NewSet()
-	for i := range vmas {
-		listed.Add(vmas[i].Range)
+	l := migrate.Look{Content: page.Intersection(&content, &room), Written: page.Intersection(&written, &room), Remade: p.remade(layout)}
+	switch {
+	case p.tracker.Method() == dirty.Hash:
+		l.Compared = l.Content
+	default:
+		l.Compared = page.Intersection(&found.Shared.Content, &room)
 	}
-	l := migrate.Look{Content: page.Intersection(&found.Content, &listed), Written: page.Intersection(&found.Written, &listed), Remade: p.remade(vmas)}
-	l.Layout, err = image.EncodeLayout(vmas)
+	l.Layout, err = image.EncodeLayout(layout)
 	return l, err
+}
+
+// laidKind is what the destination takes for one mapping; see restore.
+type laidKind struct {
+	flags, path string
+	of          image.ObjectID // file or object
+	base        page.Addr      // where its first byte would be
 }
 
 // remade notes a layout and returns where it has no mapping, or one of another
 // kind, and the one before it had one.
-func (p *process) remade(vmas []image.VMA) page.Set {
-	now := map[string]page.Set{}
-	for i := range vmas {
-		kind := strings.Join(vmas[i].Flags, " ")
+func (p *process) remade(l *image.Layout) page.Set {
+	now := map[laidKind]page.Set{}
+	for i := range l.VMAs {
+		v := &l.VMAs[i]
+		kind := laidKind{flags: strings.Join(v.Flags, " ")}
+		switch v.Kind {
+		case image.VMAFile:
+			kind.path, kind.of = v.Path, image.ObjectID{Dev: v.File.Dev, Ino: v.File.Ino}
+			kind.base = v.Start - page.Addr(v.Offset)
+		case image.VMAShared:
+			kind = laidKind{of: l.Memories[v.Memory].ID, base: v.Start - page.Addr(v.Offset)}
+		}
 		set := now[kind]
-		set.Add(vmas[i].Range)
+		set.Add(v.Range)
 		now[kind] = set
 	}
 	var out page.Set
@@ -143,7 +186,7 @@ func (p *process) remade(vmas []image.VMA) page.Set {
 // up before, and write protection knows nothing of that: a page protected in
 // between would be taken for unchanged. Nothing is on the way while the process
 // stands still, for its threads stop only when such calls have ended.
-func (p *process) look() (anon []proc.Mapping, found dirty.Pages, err error) {
+func (p *process) look() (maps []proc.Mapping, found dirty.Pages, err error) {
 	if p.tracker.Method() != dirty.WPAsync {
 		return p.collect(false) // they tell it, or stop it themselves
 	}
@@ -151,48 +194,54 @@ func (p *process) look() (anon []proc.Mapping, found dirty.Pages, err error) {
 	if err != nil {
 		return nil, dirty.Pages{}, err
 	}
-	if anon, found, err = p.collect(still); err != nil || still {
-		return anon, found, err
+	if maps, found, err = p.collect(still); err != nil || still {
+		return maps, found, err
 	}
 	if still, err = proc.DirectIO(p.pid); err != nil || !still {
-		return anon, found, err
+		return maps, found, err
 	}
 	// Opened meanwhile: some of what is protected now may have been written since.
-	anon, found, err = p.collect(true)
+	maps, found, err = p.collect(true)
 	found.Written = found.Content
-	return anon, found, err
+	return maps, found, err
 }
 
-// collect asks the tracker, while the process stands still if that is needed.
-func (p *process) collect(still bool) (anon []proc.Mapping, found dirty.Pages, err error) {
+// collect asks the tracker, while the process stands still if that is needed: not
+// for shared memory, which is compared, and takes long.
+func (p *process) collect(still bool) (maps []proc.Mapping, found dirty.Pages, err error) {
+	var resume func() error
 	if still {
-		var resume func() error
 		if resume, err = p.stopForLook(); err != nil {
 			return nil, dirty.Pages{}, err
 		}
-		defer func() { err = errors.Join(err, resume()) }()
 	}
-	maps, err := p.s.Mappings()
-	if err != nil {
-		return nil, dirty.Pages{}, err
+	maps, err = p.s.Mappings()
+	if err == nil {
+		var windows []proc.Mapping
+		windows, err = p.s.Windows(maps)
+		maps = append(maps, windows...)
 	}
-	for i := range maps {
-		if m := &maps[i]; !m.Shared && m.Ino == 0 && m.Name != "[vsyscall]" && !m.Has("dp") && !m.Has("io") && !m.Has("pf") {
-			anon = append(anon, *m)
+	ask := trackable(maps)
+	var shared []proc.Mapping
+	if still {
+		for _, m := range ask {
+			if m.Shared {
+				shared = append(shared, m)
+			}
+		}
+		ask = slices.DeleteFunc(slices.Clone(ask), func(m proc.Mapping) bool { return m.Shared })
+	}
+	if err == nil {
+		found, err = p.tracker.Collect(ask)
+	}
+	if still {
+		if err = errors.Join(err, resume()); err == nil {
+			var more dirty.Pages
+			more, err = p.tracker.Collect(shared)
+			found.Shared = more.Shared
 		}
 	}
-	found, err = p.tracker.Collect(anon)
-	return anon, found, err
-}
-
-// settledFlags are those of a mapping that are settled when it is made.
-func settledFlags(m *proc.Mapping) (out []string) {
-	for _, f := range []string{"nr", "gd"} {
-		if m.Has(f) {
-			out = append(out, f)
-		}
-	}
-	return out
+	return trackable(maps), found, err
 }
 
 func (p *process) Peek(pages *page.Set) (page.Set, error) {
@@ -224,11 +273,11 @@ func (p *process) readRunning(space page.Space, rs []page.Range, buf []byte) err
 // into it.
 func (a *arrival) Land(ctx context.Context, b migrate.Batch) (migrate.Landed, error) {
 	if b.Layout != nil {
-		vmas, err := image.DecodeLayout(b.Layout)
+		layout, err := image.DecodeLayout(b.Layout)
 		if err != nil {
 			return migrate.Landed{}, err
 		}
-		if err := a.skeleton.Lay(ctx, vmas); err != nil {
+		if err := a.skeleton.Lay(ctx, layout); err != nil {
 			return migrate.Landed{}, err
 		}
 	}
@@ -252,7 +301,7 @@ func (a *arrival) Land(ctx context.Context, b migrate.Batch) (migrate.Landed, er
 	if p == nil {
 		return migrate.Landed{}, fmt.Errorf("land pages: %w", migrate.ErrGone)
 	}
-	l, err := p.Land(ctx, pager.Landing{PID: a.skeleton.PID(), UFFD: a.skeleton.Landing(), Classes: b.Classes})
+	l, err := p.Land(ctx, pager.Landing{PID: a.skeleton.PID(), UFFD: a.skeleton.Landing(), Classes: b.Classes, Backed: a.skeleton.Backed()})
 	if errors.Is(err, pager.ErrGone) {
 		return migrate.Landed{}, a.died(p, err)
 	}

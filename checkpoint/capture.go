@@ -85,9 +85,10 @@ func (s *Session) capture(ctx context.Context) (_ *image.Image, _ []image.Memory
 	if c.maps, err = s.survey.mappings(); err != nil {
 		return nil, nil, nil, err
 	}
+	windows := c.startWindows()
 	// The page tables are walked while the threads make their calls, those of
 	// anonymous memory last.
-	few, most := startScan(s.pid, c.maps, s.find)
+	few, most := startScan(s.pid, c.maps, c.finder(windows))
 	defer func() {
 		if err != nil {
 			_, _ = most.wait()
@@ -95,9 +96,11 @@ func (s *Session) capture(ctx context.Context) (_ *image.Image, _ []image.Memory
 	}()
 	err = c.state()
 	content, serr := few.wait()
-	if err = errors.Join(err, serr); err != nil {
+	shown, werr := windows()
+	if err = errors.Join(err, serr, werr); err != nil {
 		return nil, nil, nil, err
 	}
+	c.maps = append(c.maps, shown...)
 	if err := c.mappings(); err != nil {
 		return nil, nil, nil, err
 	}

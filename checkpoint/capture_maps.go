@@ -1,6 +1,7 @@
 package checkpoint
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -23,11 +24,13 @@ func (c *capture) mappings() error {
 		m := &c.maps[i]
 		v := image.VMA{Range: m.Range, Prot: m.Prot, Shared: m.Shared, Offset: m.Offset, Path: m.Name,
 			Deleted: m.Deleted, Memory: -1, Flags: m.Flags}
+		_, v.Window = c.s.windowAt(v.Range)
 		if err := c.classify(m, &v); err != nil {
 			return err
 		}
 		c.p.VMAs = append(c.p.VMAs, v)
 	}
+	slices.SortFunc(c.p.VMAs, func(a, b image.VMA) int { return cmp.Compare(a.Start, b.Start) })
 	return nil
 }
 
@@ -139,7 +142,7 @@ func inFile(v *image.VMA, size int64) page.Addr {
 
 // object notes the shared memory object that m is a mapping of.
 func (c *capture) object(m *proc.Mapping, v *image.VMA, memfd bool, name string) error {
-	f, err := openMapped(c.s.pid, m.Range)
+	f, err := c.s.openMapped(m.Range)
 	if err != nil {
 		return err
 	}
@@ -153,7 +156,7 @@ func (c *capture) object(m *proc.Mapping, v *image.VMA, memfd bool, name string)
 		v.Memory = i
 		return nil
 	}
-	o := image.SharedMemory{Memfd: memfd, Name: name, Size: st.Size}
+	o := image.SharedMemory{Memfd: memfd, Name: name, Size: st.Size, ID: image.ObjectID{Dev: key.Dev, Ino: key.Ino}}
 	if memfd {
 		if o.Seals, err = unix.FcntlInt(f.Fd(), unix.F_GET_SEALS, 0); err != nil {
 			return fmt.Errorf("read the seals of memfd %s: %w", name, os.NewSyscallError("fcntl", err))
@@ -218,10 +221,10 @@ func mergeChunks(a, b []image.Chunk) []image.Chunk {
 }
 
 // openMapped opens the file behind a mapping anew.
-func openMapped(pid int, r page.Range) (*os.File, error) {
-	f, err := os.Open(mapFile(pid, r))
+func (s *Session) openMapped(r page.Range) (*os.File, error) {
+	f, err := s.OpenMapped(r)
 	if err != nil {
-		return nil, gone(pid, fmt.Errorf("open what is mapped at %v: %w", r, err))
+		return nil, gone(s.pid, fmt.Errorf("open what is mapped at %v: %w", r, err))
 	}
 	return f, nil
 }

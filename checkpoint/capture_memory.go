@@ -1,7 +1,9 @@
 package checkpoint
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 
 	"github.com/pageferry/pageferry/checkpoint/image"
 	"github.com/pageferry/pageferry/page"
@@ -110,6 +112,8 @@ func (c *capture) shared(i int) (lazy, eager []page.Range, err error) {
 			views = append(views, v)
 		}
 	}
+	// What another mapping shows is not a window's.
+	slices.SortStableFunc(views, func(a, b *image.VMA) int { return cmp.Compare(last(a), last(b)) })
 	// Only where a page has one way to be reached does the trap see all access.
 	late := len(views) == 1 && views[0].Shared && !c.hasDescriptor(i)
 	for _, v := range views {
@@ -127,6 +131,13 @@ func (c *capture) shared(i int) (lazy, eager []page.Range, err error) {
 		}
 	}
 	return lazy, eager, c.unmapped(i, &data, views)
+}
+
+func last(v *image.VMA) int {
+	if v.Window {
+		return 1
+	}
+	return 0
 }
 
 // hasDescriptor reports whether a descriptor of the process leads to object i.
@@ -162,7 +173,7 @@ func (c *capture) unmapped(i int, rest *page.Set, views []*image.VMA) error {
 		c.refuse("%d MiB of shared memory %q are not mapped shared anywhere", set.Bytes()>>20, o.Name)
 		return nil
 	}
-	f, err := openMapped(c.s.pid, views[0].Range)
+	f, err := c.s.openMapped(views[0].Range)
 	if err != nil {
 		return err
 	}

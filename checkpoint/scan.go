@@ -25,7 +25,7 @@ func startScan(pid int, maps []proc.Mapping, find Finder) (few, most scan) {
 			return findContent(pid, maps, anon)
 		}
 		var c content
-		c.own, c.guards, c.err = find(anonymous(maps))
+		c.own, c.guards, c.err = find(maps)
 		return c
 	}
 	go func() {
@@ -33,16 +33,6 @@ func startScan(pid int, maps []proc.Mapping, find Finder) (few, most scan) {
 		most.done <- walk(true)
 	}()
 	return few, most
-}
-
-// anonymous are the private mappings that no file is behind.
-func anonymous(maps []proc.Mapping) (out []proc.Mapping) {
-	for i := range maps {
-		if m := &maps[i]; !m.Shared && m.Ino == 0 && m.Name != "[vsyscall]" {
-			out = append(out, *m)
-		}
-	}
-	return out
 }
 
 // wait must be called once.

@@ -39,7 +39,8 @@ type Session struct {
 	log   *slog.Logger
 	pidfd int
 
-	mem atomic.Pointer[proc.Memory] // set from Freeze or Userfault on
+	mem     atomic.Pointer[proc.Memory] // set from Freeze or Userfault on
+	windows atomic.Pointer[[]window]    // see Windows
 
 	mu       sync.Mutex
 	own      cgroup.Group // where the process was and goes back to
@@ -284,7 +285,7 @@ func (s *Session) ReadPages(space page.Space, rs []page.Range, buf []byte) error
 	if m == nil || space != 0 {
 		return &Error{"read pages of", s.pid, ErrState}
 	}
-	return m.ReadPages(rs, buf)
+	return s.readPages(m, rs, buf)
 }
 
 // Close lets go of every handle. A process that is stopped by ptrace runs on; one
@@ -311,4 +312,5 @@ func (s *Session) closeMemory() {
 	if m := s.mem.Swap(nil); m != nil {
 		_ = m.Close()
 	}
+	s.closeWindows()
 }

@@ -19,8 +19,9 @@ import (
 // ErrExec: the process has called exec since its memory was tracked.
 var ErrExec = errors.New("the process has become another program (exec)")
 
-// Finder finds the pages of the process's own in maps, which are private anonymous
-// mappings, and the guards among them, in place of the walk that Capture makes.
+// Finder finds the pages of the process's own in the private anonymous mappings of
+// maps, which are all that it has, and the guards among them, in place of the walk
+// that Capture makes.
 type Finder func(maps []proc.Mapping) (own, guards page.Set, err error)
 
 // Track prepares for the pages of the running process to be copied: from now on

@@ -18,7 +18,7 @@ import (
 
 // Landing is a round of pages that come while the process still runs at the
 // source. They are put at their final places in the process-to-be, which stands
-// still, in private mappings that can be written.
+// still, in mappings that can be written.
 type Landing struct {
 	Space page.Space
 	PID   int // of the process-to-be
@@ -28,6 +28,9 @@ type Landing struct {
 	UFFD *os.File
 	// Classes are the pages, in the order in which they are to be fetched; disjoint.
 	Classes []page.Set
+	// Backed is where there is something though no page has landed, as in private
+	// mappings of files: nothing is missing there, and nothing is zero by itself.
+	Backed page.Set
 }
 
 // Landed is what became of a round.
@@ -44,7 +47,7 @@ func (c *Client) Land(ctx context.Context, l Landing) (Landed, error) {
 	if l.UFFD == nil {
 		return Landed{}, errors.New("pager: land pages without a userfaultfd")
 	}
-	p, err := c.call(ctx, opLand, landMsg{l.Space, l.PID, l.Classes}, l.UFFD)
+	p, err := c.call(ctx, opLand, landMsg{l.Space, l.PID, l.Classes, l.Backed}, l.UFFD)
 	if err != nil {
 		return Landed{}, err
 	}
@@ -55,6 +58,7 @@ type landMsg struct {
 	Space   page.Space `cbor:"1,keyasint"`
 	PID     int        `cbor:"2,keyasint"`
 	Classes []page.Set `cbor:"3,keyasint"`
+	Backed  page.Set   `cbor:"4,keyasint"`
 }
 
 // roundStore is the name of the memfd of a round.
@@ -106,7 +110,8 @@ func (s *server) land(m landMsg, uffd *os.File) (_ Landed, err error) {
 	defer unix.Close(fd)
 	ctx, cancel := context.WithCancelCause(s.ctx)
 	defer cancel(nil)
-	l := &lander{pid: m.PID, uffd: fd, space: sp, ended: cancel, written: page.Intersection(&s.written, &all)}
+	there := page.Union(&s.written, &m.Backed)
+	l := &lander{pid: m.PID, uffd: fd, space: sp, ended: cancel, written: page.Intersection(&there, &all)}
 	s.landing.Store(l)
 	defer s.landing.Store(nil)
 	err = s.fetch.Round(ctx, stream.Round{Store: st, Placer: l, Order: stream.InOrder(m.Space, m.Classes), Reader: l,

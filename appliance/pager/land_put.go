@@ -3,6 +3,7 @@ package pager
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/pageferry/pageferry/internal/sys"
 	"github.com/pageferry/pageferry/page"
@@ -16,9 +17,9 @@ func (l *lander) put(r page.Range, data []byte) error {
 	over := l.written.Contains(r.Start)
 	l.mu.Unlock()
 	for tries := 0; len(data) > 0; {
-		do, wrong := l.fill, unix.EEXIST
+		do, wrong := l.fill, []error{unix.EEXIST, unix.ENOENT}
 		if over {
-			do, wrong = l.write, unix.EFAULT
+			do, wrong = l.write, []error{unix.EFAULT}
 		}
 		n, err := do(r.Start, data)
 		n &^= page.Size - 1
@@ -26,7 +27,7 @@ func (l *lander) put(r page.Range, data []byte) error {
 		switch {
 		case n > 0:
 			tries = 0
-		case errors.Is(err, wrong) && tries < 2:
+		case tries < 2 && slices.ContainsFunc(wrong, func(e error) bool { return errors.Is(err, e) }):
 			over = !over
 			tries++
 		default:
@@ -37,8 +38,9 @@ func (l *lander) put(r page.Range, data []byte) error {
 	return nil
 }
 
-// fill places pages that are missing: EEXIST where the first is there. The kernel
-// takes no range that lies in two of its mappings, so it may have to be a part.
+// fill places pages that are missing: EEXIST where the first is there, ENOENT where
+// none can be missing, as in a mapping of a file. The kernel takes no range that lies
+// in two of its mappings, so it may have to be a part.
 func (l *lander) fill(at page.Addr, data []byte) (int, error) {
 	for {
 		n, err := sys.UffdCopy(l.uffd, uint64(at), data, 0)

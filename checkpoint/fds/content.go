@@ -98,7 +98,9 @@ func (e *examiner) describeMemFD(f *file) error {
 	if err != nil {
 		return err
 	}
-	if !ok {
+	// Larger ones that nobody has mapped travel with the pages, too; see
+	// checkpoint.Session.Windows.
+	if !ok && (e.content || f.st.Size <= image.MaxInlineMemory) {
 		f.refuse("holds more than %d MiB that no mapping shows", maxContent>>20)
 		return nil
 	}

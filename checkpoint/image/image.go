@@ -222,6 +222,9 @@ type VMA struct {
 	Memory  int      `cbor:"10,keyasint"` // index in Image.Memories for VMAShared, else -1
 	Flags   []string `cbor:"11,keyasint"`
 	Name    string   `cbor:"12,keyasint"` // PR_SET_VMA_ANON_NAME
+	// Window: no mapping of the process, but one of the kind VMAShared that is there
+	// until it runs. It shows all of an object, for what no other mapping does.
+	Window bool `cbor:"13,keyasint"`
 }
 
 // Has reports whether VmFlags had the two-letter code.
@@ -246,7 +249,7 @@ type FileID struct {
 }
 
 // SharedMemory is one shared memory object of the image. Its content is carried
-// through one of the mappings, or through Data when nothing maps it.
+// through its mappings and a window, or by Chunks where it is small.
 type SharedMemory struct {
 	Memfd bool   `cbor:"1,keyasint"` // else MAP_SHARED|MAP_ANONYMOUS
 	Name  string `cbor:"2,keyasint"`
@@ -256,6 +259,15 @@ type SharedMemory struct {
 	// Chunks is the whole content; holes are left out. Only for objects no
 	// larger than MaxInlineMemory; larger ones are in the page stream.
 	Chunks []Chunk `cbor:"6,keyasint"`
+	// ID tells it from others of the same source, before the image and in it.
+	ID ObjectID `cbor:"7,keyasint"`
+}
+
+// ObjectID is what the source's kernel calls an object of shared memory. The zero
+// value is none.
+type ObjectID struct {
+	Dev uint64 `cbor:"1,keyasint"`
+	Ino uint64 `cbor:"2,keyasint"`
 }
 
 // Chunk is content at an offset in bytes.

@@ -49,6 +49,9 @@ func (img *Image) Validate() error {
 			if v.Kind == VMAShared && (v.Memory < 0 || v.Memory >= len(img.Memories)) {
 				return bad("mapping %v of process %d names shared memory %d of %d", v.Range, p.PID, v.Memory, len(img.Memories))
 			}
+			if v.Window && (v.Kind != VMAShared || !v.Shared || v.Offset != 0) {
+				return bad("mapping %v of process %d is a window of kind %d", v.Range, p.PID, v.Kind)
+			}
 			at = v.End
 		}
 		last := -1

@@ -215,6 +215,7 @@ func (s *Skeleton) unborn() {
 		s.end(h)
 	}
 	s.helpers, s.target, s.init, s.tids, s.pid = nil, nil, nil, nil, 0
+	_ = s.laid.close()
 	s.laid = laid{}
 	s.landing.forget()
 }
@@ -334,7 +335,7 @@ func (s *Skeleton) relocate(taken []page.Range) error {
 	if !overlapsAny(whole, taken) {
 		return nil
 	}
-	to, ok := hole(areaBytes, append(append(taken, whole), s.laid.whole()...))
+	to, ok := hole(areaBytes, append(append(taken, whole), s.laid.occupied()...))
 	if !ok {
 		return fmt.Errorf("%w: no room for %d bytes", ErrUnsupported, areaBytes)
 	}

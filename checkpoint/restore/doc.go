@@ -3,6 +3,8 @@
 // A Skeleton is the process-to-be. Prepare makes what can be made before the
 // source is frozen: a cgroup of its own, and in it a seed, a tiny program that
 // only waits, traced and ready to fork the process with the pid that it had.
+// While the source's process still runs, Lay makes mappings and objects of shared
+// memory that pages can be landed in; Rebuild takes over those that are right still.
 // Rebuild turns the seed's child into the process: threads, address space,
 // trap, descriptors, signals, timers, credentials, registers. All of it is done
 // by system calls that the process makes itself (checkpoint/inject), a few

@@ -34,7 +34,7 @@ const kinds = `
 
 #define P 4096L
 static struct { char *at; long pages; int how; const char *name; } all[64];
-static int n;
+static int n, window = -1, alone = -1;
 
 static void die(const char *what) { printf("bad %s: %s\n", what, strerror(errno)); fflush(stdout); _exit(1); }
 
@@ -53,6 +53,14 @@ static void fill(int i) {
 }
 static void verify(void) {
 	static char want[P], zero[P];
+	for (long p = 0; window >= 0 && p < 500; p++) {
+		if (pread(window, want, P, p * P) != P) die("pread");
+		for (int k = 0; k < P; k++) if (want[k] != 7) { printf("bad content of a memfd, page %ld outside of its mapping\n", p); fflush(stdout); _exit(1); }
+	}
+	for (long p = 0; alone >= 0 && p < 699; p++) {
+		if (pread(alone, want, P, p * P) != P) die("pread");
+		for (int k = 0; k < P; k++) if (want[k] != (p % 2 ? 0 : 5)) { printf("bad content of a memfd that is not mapped, page %ld\n", p); fflush(stdout); _exit(1); }
+	}
 	for (int i = 0; i < n; i++)
 		for (long p = 0; p < all[i].pages; p++) {
 			int has = all[i].how == 1 || (all[i].how == 2 && p % 2 == 0);
@@ -99,7 +107,9 @@ int main(int argc, char **argv) {
 	advise(m + 3 * P, 1, 102, "guard"); all[n - 1].pages = 3;
 
 	fd = open(file, O_RDWR | O_CREAT, 0600);
-	if (fd < 0 || ftruncate(fd, 16 * P)) die(file);
+	if (fd < 0 || ftruncate(fd, 700 * P)) die(file);
+	m = note(mmap(NULL, 600 * P, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 100 * P), 600, 2, "large private file"); fill(n - 1);
+	mprotect(m + 200 * P, 200 * P, PROT_READ);
 	note(mmap(NULL, 4 * P, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 4 * P), 4, 2, "private file"); fill(n - 1);
 	note(mmap(NULL, 4 * P, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 8 * P), 4, 1, "shared file"); fill(n - 1);
 	close(fd);
@@ -114,7 +124,7 @@ int main(int argc, char **argv) {
 
 	fd = memfd_create("twice", MFD_CLOEXEC);
 	ftruncate(fd, 6 * P);
-	m = note(mmap(NULL, 6 * P, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), 6, 1, "memfd"); fill(n - 1);
+	m = note(mmap(NULL, 6 * P, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), 6, 2, "memfd"); fill(n - 1);
 	if (mmap(NULL, 2 * P, PROT_READ, MAP_SHARED, fd, 2 * P) == MAP_FAILED) die("memfd again");
 	for (int big = 0; big < 2; big++) {
 		long pages = big ? 600 : 4;
@@ -129,6 +139,24 @@ int main(int argc, char **argv) {
 		if (m == MAP_FAILED) die("map sealed"); 
 		all[n - 1].at = m;
 	}
+	for (int open = 0; open < 2; open++) {
+		fd = memfd_create("large", MFD_CLOEXEC);
+		ftruncate(fd, 600 * P);
+		note(mmap(NULL, 600 * P, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), 600, 2, open ? "large memfd" : "large memfd without a descriptor"); fill(n - 1);
+		if (!open) close(fd);
+	}
+	if (mmap(NULL, 300 * P, PROT_READ, MAP_SHARED, fd, 100 * P) == MAP_FAILED) die("large memfd again");
+	window = fd = memfd_create("window", MFD_CLOEXEC);
+	ftruncate(fd, 900 * P);
+	m = mmap(NULL, 900 * P, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	memset(m, 7, 900 * P);
+	munmap(m, 900 * P);
+	note(mmap(NULL, 300 * P, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 500 * P), 300, 1, "window on a memfd"); fill(n - 1);
+	m = mmap(NULL, 2 * P, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 550 * P);
+	memset(m, 9, P);
+	alone = memfd_create("alone", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	for (long p = 0; p < 700; p += 2) { static char b[P]; memset(b, 5, P); if (pwrite(alone, b, P, p * P) != P) die("pwrite"); }
+	if (fcntl(alone, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW)) die("seals");
 	fd = open("/dev/zero", O_RDWR);
 	note(mmap(NULL, 3 * P, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0), 3, 2, "/dev/zero"); fill(n - 1);
 	close(fd);
@@ -197,11 +225,19 @@ func TestLandInMappingsOfEveryKind(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
 	everyKind(t, func(p *testutil.Process) *server {
-		return moveLaid(t, p, nil, func(s *Skeleton, sn *snapshot) {
-			if kept, stale := landSome(&lander{t, s, timed(t)}, rng, sn); kept == 0 || stale == 0 {
-				t.Errorf("%d right and %d stale pages were landed", kept, stale)
+		var kept, of uint64
+		trap := moveLaid(t, p, nil, func(s *Skeleton, sn *snapshot) {
+			lazy, eager, stale := landSome(&lander{t, s, timed(t)}, rng, sn)
+			if lazy == 0 || eager == 0 || stale == 0 {
+				t.Errorf("%d and %d right and %d stale pages were landed", lazy, eager, stale)
 			}
+			kept, of = eager, sn.mem[0].Eager.Pages()
 		})
+		// A stale page may have come by another mapping of an object: there are two such.
+		if trap.eager > of-kept+2 {
+			t.Errorf("%d pages had to come before it ran, of %d of which %d had landed", trap.eager, of, kept)
+		}
+		return trap
 	})
 }
 

@@ -2,7 +2,9 @@ package restore
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -11,40 +13,24 @@ import (
 	"github.com/pageferry/pageferry/proc"
 )
 
-// layKind is what of an anonymous mapping is settled when it is made.
-type layKind struct{ noReserve, growsDown bool }
-
-func kindOf(v *image.VMA) layKind { return layKind{v.Has("nr"), v.Has("gd")} }
-
-// lies reports whether v is a mapping that pages can be landed in before the
-// process stands.
-func lies(v *image.VMA) bool {
-	return v.Kind == image.VMAAnon && !v.Shared && !v.Has("dp") && !v.Has("ht")
-}
-
 // laid is what the process-to-be has before the image comes.
 type laid struct {
-	maps  map[layKind]page.Set // readable and writable, whatever they will be
-	pages page.Set             // of them that were landed
+	maps    map[layKind]page.Set // readable and writable, whatever they will be
+	objects map[image.ObjectID]*laidObject
+	here    map[fileName]bool // whether files are; see isHere
+	pages   page.Set          // of the mappings that were landed
 }
 
-// whole are all mappings.
-func (l *laid) whole() (out []page.Range) {
-	for _, s := range l.maps {
-		out = append(out, s.Ranges()...)
-	}
-	return out
-}
-
-// Lay brings the address space of the process-to-be to the anonymous mappings
-// among vmas: what was laid before and is not among them goes, with its pages,
-// what is missing comes. Pages can then be put there from outside, see Landing, at
+// Lay brings the address space of the process-to-be to a layout: what was laid
+// before and is not in it goes, with its pages, what is missing comes. Those are
+// private mappings, anonymous and of files, and shared ones of objects of shared
+// memory, which are made with them. Pages can then be put there from outside, see Landing, at
 // their final addresses; tell Land of each that was. Rebuild keeps what is still
 // right.
 //
 // It needs a process that Prepare has made: see Config.PID, Monotonic, Boottime.
 // On error nothing may be laid any more, and nothing else has changed.
-func (s *Skeleton) Lay(ctx context.Context, vmas []image.VMA) error {
+func (s *Skeleton) Lay(ctx context.Context, layout *image.Layout) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.state != seeded {
@@ -57,82 +43,104 @@ func (s *Skeleton) Lay(ctx context.Context, vmas []image.VMA) error {
 		return err
 	}
 	s.cfg.KillPoint("restore/lay/before")
-	if err := s.lay(vmas); err != nil {
+	if err := s.lay(layout); err != nil {
 		return fmt.Errorf("restore: lay mappings of pid %d: %w", s.pid, err)
 	}
 	s.cfg.KillPoint("restore/lay/after")
 	return nil
 }
 
-func (s *Skeleton) lay(vmas []image.VMA) error {
-	want := map[layKind]page.Set{}
-	var taken []page.Range
-	for i := range vmas {
-		v := &vmas[i]
-		if !lies(v) {
-			continue
-		}
-		if v.Empty() || !v.Aligned() || v.End > userEnd {
-			return fmt.Errorf("%w: mapping %v", image.ErrFormat, v.Range)
-		}
-		set := want[kindOf(v)]
-		set.Add(v.Range)
-		want[kindOf(v)] = set
-		taken = append(taken, v.Range)
+func (s *Skeleton) lay(layout *image.Layout) error {
+	want, taken, err := s.wanted(layout)
+	if err != nil {
+		return err
 	}
 	if err := s.relocate(taken); err != nil {
 		return err
 	}
 	sc := newScript(s.target.t)
-	if err := s.makeWay(sc, taken); err != nil {
+	held, err := s.makeWay(sc, taken)
+	if err != nil {
 		sc.Discard()
 		return err
 	}
-	l := s.laid
+	l := &s.laid
+	if l.objects == nil {
+		l.objects = map[image.ObjectID]*laidObject{}
+	}
+	outdated := l.outdated(layout.Memories)
+	if err := s.unlay(sc, want, outdated); err != nil {
+		sc.Discard()
+		return err
+	}
+	fresh, err := s.layObjects(sc, layout, append(held, taken...))
+	if err != nil {
+		sc.Discard()
+		return err
+	}
+	var made page.Set
+	for kind, wanted := range want {
+		have := l.maps[kind]
+		if outdated[kind.shared] != nil {
+			have = page.Set{}
+		}
+		missing := page.Difference(&wanted, &have)
+		s.mapLaid(sc, kind, missing.Ranges())
+		if !kind.isBacked() {
+			made = page.Union(&made, &missing)
+		}
+	}
+	if err := sc.run(s.target.pid); err != nil {
+		// Some of it may be there. Nothing of it counts.
+		l.pages = page.Set{}
+		return err
+	}
+	l.maps = want
+	if err := s.openObjects(fresh); err != nil {
+		return err
+	}
+	return s.landing.follow(s.target, l.trappable(), made)
+}
+
+// unlay takes away what was laid and is not wanted, and the objects that are
+// outdated.
+func (s *Skeleton) unlay(sc *script, want map[layKind]page.Set, outdated map[image.ObjectID]*laidObject) error {
+	l := &s.laid
 	for kind, have := range l.maps {
 		wanted := want[kind]
+		if outdated[kind.shared] != nil {
+			wanted = page.Set{}
+		}
 		stale := page.Difference(&have, &wanted)
 		for _, r := range stale.Ranges() {
 			sc.onf("mapping %v that is gone", r)
 			sc.call(unix.SYS_MUNMAP, uint64(r.Start), r.Bytes())
 			sc.part(s.target.pid)
 		}
+		gone := page.Intersection(&l.pages, &stale)
 		l.pages = page.Difference(&l.pages, &stale)
-	}
-	var made page.Set
-	for kind, wanted := range want {
-		have := l.maps[kind]
-		fresh := page.Difference(&wanted, &have)
-		made = page.Union(&made, &fresh)
-		for _, r := range fresh.Ranges() {
-			sc.onf("mapping %v", r)
-			fl := uint64(unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_FIXED_NOREPLACE)
-			if kind.noReserve {
-				fl |= unix.MAP_NORESERVE
+		// Another mapping may show them.
+		if o := l.objects[kind.shared]; o != nil && outdated[kind.shared] == nil {
+			if err := o.punch(&kind, &gone); err != nil {
+				return err
 			}
-			if kind.growsDown {
-				fl |= unix.MAP_GROWSDOWN
-			}
-			sc.call(unix.SYS_MMAP, uint64(r.Start), r.Bytes(), unix.PROT_READ|unix.PROT_WRITE, fl, minus(1), 0)
-			sc.part(s.target.pid)
 		}
 	}
-	if err := sc.run(s.target.pid); err != nil {
-		// Some of it may be there. Nothing of it counts.
-		s.laid.pages = page.Set{}
-		return err
+	var all []error
+	for id, o := range outdated {
+		o.letGo(sc)
+		all = append(all, o.close())
+		delete(l.objects, id)
 	}
-	l.maps = want
-	s.laid = l
-	return s.landing.follow(s.target, page.NewSet(l.whole()...), made)
+	return errors.Join(all...)
 }
 
-// makeWay unmaps what the seed came with, at the first time, and moves the vdso
-// out of the way of taken.
-func (s *Skeleton) makeWay(sc *script, taken []page.Range) error {
+// makeWay unmaps what the seed came with, at the first time, and moves the vdso and
+// what holds objects out of the way of taken. held is what else there is then.
+func (s *Skeleton) makeWay(sc *script, taken []page.Range) (held []page.Range, err error) {
 	ms, err := proc.ReadMaps(s.target.pid)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	v := vdsoAmong(ms)
 	keep := []page.Range{s.area}
@@ -147,15 +155,15 @@ func (s *Skeleton) makeWay(sc *script, taken []page.Range) error {
 		sc.onf("no huge pages while pages land")
 		sc.call(unix.SYS_PRCTL, unix.PR_SET_THP_DISABLE, 1, 0, 0, 0)
 	}
-	if len(v.parts) == 0 || !overlapsAny(v.span(), taken) {
-		return nil
+	if len(v.parts) > 0 && overlapsAny(v.span(), taken) {
+		to, ok := hole(v.span().Bytes(), slices.Concat(taken, keep, s.laid.occupied()))
+		if !ok {
+			return nil, fmt.Errorf("%w: no room to move the vdso", ErrUnsupported)
+		}
+		v.move(sc, to.Start)
+		keep = append(keep, to)
 	}
-	to, ok := hole(v.span().Bytes(), append(append(taken, keep...), s.laid.whole()...))
-	if !ok {
-		return fmt.Errorf("%w: no room to move the vdso", ErrUnsupported)
-	}
-	v.move(sc, to.Start)
-	return nil
+	return keep, s.evade(sc, taken, keep)
 }
 
 // Holds fails where some of pages are in no mapping that was laid.
@@ -169,6 +177,13 @@ func (s *Skeleton) Holds(pages *page.Set) error {
 	return nil
 }
 
+// Backed is where reading gives something though nothing has landed.
+func (s *Skeleton) Backed() page.Set {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.laid.backed()
+}
+
 // Land notes that pages have been written. They must be ones that it Holds.
 func (s *Skeleton) Land(pages page.Set) error {
 	s.mu.Lock()
@@ -176,6 +191,7 @@ func (s *Skeleton) Land(pages page.Set) error {
 	if s.state != seeded {
 		return fmt.Errorf("restore: pages landed in a skeleton that is %v: %w", s.state, ErrState)
 	}
+	s.laid.overwrite(&pages)
 	s.laid.pages = page.Union(&s.laid.pages, &pages)
 	return nil
 }
@@ -201,7 +217,19 @@ func (s *Skeleton) Drop(pages page.Set) error {
 const dropBatch = 16 << 10
 
 func (s *Skeleton) drop(gone *page.Set) error {
-	for rs := gone.Ranges(); len(rs) > 0; {
+	var private page.Set
+	err := s.laid.byKind(gone, func(k layKind, part page.Set) error {
+		if !k.isShared() {
+			private = page.Union(&private, &part)
+		} else if o := s.laid.objects[k.shared]; o != nil {
+			return o.punch(&k, &part)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for rs := private.Ranges(); len(rs) > 0; {
 		n := min(len(rs), dropBatch)
 		sc := newScript(s.target.t)
 		sc.on(func() string { return "giving up of stale pages" })
@@ -217,25 +245,32 @@ func (s *Skeleton) drop(gone *page.Set) error {
 	return nil
 }
 
-// kept are the parts of v that were laid as v needs them.
+// kept are the parts of v that were laid as v needs them. Mappings of objects are
+// made anew: their pages are the objects'.
 func (l *laid) kept(v *image.VMA) []page.Range {
-	if !lies(v) {
+	if !lies(v) || v.Kind == image.VMAShared {
 		return nil
 	}
-	s := l.maps[kindOf(v)]
+	s := l.maps[kindOf(v, image.ObjectID{})]
 	return s.Intersect(v.Range)
 }
 
 // keepable are all such parts of the mappings of p. The rest of what was laid is
-// given up by it.
+// given up by it, but for what are pages of objects.
 func (s *Skeleton) keepable(p *image.Process) []page.Range {
-	var keep page.Set
+	var keep, private page.Set
 	for i := range p.VMAs {
 		for _, r := range s.laid.kept(&p.VMAs[i]) {
 			keep.Add(r)
 		}
 	}
-	s.laid.pages = page.Intersection(&s.laid.pages, &keep)
+	for k, set := range s.laid.maps {
+		if !k.isShared() {
+			private = page.Union(&private, &set)
+		}
+	}
+	gone := page.Difference(&private, &keep)
+	s.laid.pages = page.Difference(&s.laid.pages, &gone)
 	return keep.Ranges()
 }
 
@@ -249,6 +284,7 @@ func (s *Skeleton) mend(p *image.Process) error {
 		return err
 	}
 	sc := newScript(s.target.t)
+	f := files{s: sc}
 	for i := range p.VMAs {
 		v := &p.VMAs[i]
 		if len(s.laid.kept(v)) == 0 || len(ms) == 0 {
@@ -263,9 +299,10 @@ func (s *Skeleton) mend(p *image.Process) error {
 		s.cfg.Log.Debug("laid in pieces, made anew", "pid", s.pid, "mapping", v.Range)
 		sc.onf("mapping %v", v.Range)
 		sc.call(unix.SYS_MUNMAP, uint64(v.Start), v.Bytes())
-		sc.call(unix.SYS_MMAP, uint64(v.Start), v.Bytes(), uint64(v.Prot), mmapFlags(v)|unix.MAP_ANONYMOUS, minus(1), 0)
-		sc.part(s.target.pid)
+		mapOne(sc, &f, v, v.Range)
+		f.part(s.target.pid)
 		s.laid.pages.Remove(v.Range)
 	}
+	f.close()
 	return sc.run(s.target.pid)
 }

@@ -26,9 +26,17 @@ type lander struct {
 	ctx context.Context
 }
 
-func (l *lander) lay(vmas []image.VMA) {
+func (l *lander) lay(vmas []image.VMA, mems ...image.SharedMemory) {
 	l.t.Helper()
-	if err := l.s.Lay(l.ctx, vmas); err != nil {
+	b, err := image.EncodeLayout(&image.Layout{VMAs: vmas, Memories: mems})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	layout, err := image.DecodeLayout(b)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if err := l.s.Lay(l.ctx, layout); err != nil {
 		l.t.Fatal(err)
 	}
 }
@@ -36,7 +44,7 @@ func (l *lander) lay(vmas []image.VMA) {
 func (l *lander) write(r page.Range, data []byte) {
 	l.t.Helper()
 	n, err := sys.UffdCopy(int(l.s.Landing().Fd()), uint64(r.Start), data, 0)
-	if errors.Is(err, unix.EEXIST) {
+	if back := l.s.Backed(); errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOENT) && back.Contains(r.Start) {
 		local := []unix.Iovec{{Base: &data[0], Len: uint64(len(data))}}
 		remote := []unix.RemoteIovec{{Base: uintptr(r.Start), Len: len(data)}}
 		var m int
@@ -107,7 +115,7 @@ func TestLand(t *testing.T) {
 			var kept, stale, lazy uint64
 			trap := moveLaid(t, p, nil, func(s *Skeleton, sn *snapshot) {
 				lazy = sn.mem[0].Lazy.Pages()
-				kept, stale = landSome(&lander{t, s, timed(t)}, rng, sn)
+				kept, _, stale = landSome(&lander{t, s, timed(t)}, rng, sn)
 			})
 			if kept == 0 || stale == 0 {
 				t.Fatalf("%d right and %d stale pages were landed", kept, stale)
@@ -126,15 +134,41 @@ func TestLand(t *testing.T) {
 	}
 }
 
-// landSome lands pages of sn at random in three rounds.
-func landSome(l *lander, rng *rand.Rand, sn *snapshot) (kept, stale uint64) {
+// layoutOfRunning is what a source would have said of sn while it ran: the mappings in
+// which pages come, and the objects that they show.
+func layoutOfRunning(sn *snapshot) (vmas []image.VMA, mems []image.SharedMemory) {
 	p := &sn.img.Processes[0]
-	var vmas []image.VMA
+	index := map[int]int{}
 	for i := range p.VMAs {
-		if v := p.VMAs[i]; lies(&v) && sn.mem[0].Lazy.BytesIn(v.Range) > 0 {
-			vmas = append(vmas, v)
+		v := p.VMAs[i]
+		if !lies(&v) || v.Kind != image.VMAShared && sn.mem[0].Lazy.BytesIn(v.Range)+sn.mem[0].Eager.BytesIn(v.Range) == 0 {
+			continue
 		}
+		if v.Kind == image.VMAShared {
+			m := sn.img.Memories[v.Memory]
+			if m.Size <= image.MaxInlineMemory {
+				if !m.Memfd {
+					continue
+				}
+				m.Size = 2 * image.MaxInlineMemory // it was that before
+			}
+			if _, ok := index[v.Memory]; !ok {
+				m.Chunks = nil
+				index[v.Memory] = len(mems)
+				mems = append(mems, m)
+			}
+			v.Memory = index[v.Memory]
+		}
+		vmas = append(vmas, v)
 	}
+	return vmas, mems
+}
+
+// landSome lands pages of sn at random in three rounds. kept are right lazy pages,
+// and eager right ones that are not.
+func landSome(l *lander, rng *rand.Rand, sn *snapshot) (kept, eager, stale uint64) {
+	vmas, mems := layoutOfRunning(sn)
+	content := page.Union(&sn.mem[0].Lazy, &sn.mem[0].Eager)
 	// A mapping that the process will not have, across the vdso that the seed came
 	// with and the stub area, and another where one of its own will be.
 	ms, err := proc.ReadMaps(l.s.PID())
@@ -151,16 +185,29 @@ func landSome(l *lander, rng *rand.Rand, sn *snapshot) (kept, stale uint64) {
 	for _, v := range wrong {
 		l.write(page.PageOf(v.Start), bytes.Repeat([]byte{0xee}, page.Size))
 	}
-	l.lay(vmas[:1+rng.IntN(len(vmas))])
-	l.lay(vmas)
+	l.lay(vmas[:1+rng.IntN(len(vmas))], mems...)
+	// The program has unmapped something since: what has landed there is not what the
+	// image says of the same pages, or carries itself.
+	last := slices.Clone(vmas)
+	for i := range mems {
+		at := page.Addr(0x200000000000 + i<<32)
+		last = append(last, image.VMA{Range: page.Range{Start: at, End: at + 32*page.Size}, Kind: image.VMAShared, Shared: true, Memory: i})
+	}
+	slices.SortFunc(last, func(a, b image.VMA) int { return int(int64(a.Start) - int64(b.Start)) })
+	l.lay(last, mems...)
+	for i := range mems {
+		for _, n := range []page.Addr{1, 10} {
+			l.write(page.PageOf(page.Addr(0x200000000000+i<<32)+n*page.Size), bytes.Repeat([]byte{0xaa}, page.Size))
+		}
+	}
 	gone := page.NewSet()
 	for i, r := range sn.ranges {
 		for at := r.Start; at < r.End; at += page.Size {
 			one := page.PageOf(at)
-			if !sn.mem[0].Lazy.Contains(at) || !slices.ContainsFunc(vmas, func(v image.VMA) bool { return v.Contains(at) }) {
+			if !slices.ContainsFunc(vmas, func(v image.VMA) bool { return v.Contains(at) }) {
 				continue
 			}
-			switch content := sn.content[i][at-r.Start:][:page.Size]; rng.IntN(5) {
+			switch right := sn.content[i][at-r.Start:][:page.Size]; rng.IntN(5) {
 			case 0: // never
 			case 1: // stale
 				l.write(one, bytes.Repeat([]byte{0xdd}, page.Size))
@@ -170,21 +217,27 @@ func landSome(l *lander, rng *rand.Rand, sn *snapshot) (kept, stale uint64) {
 				l.write(one, bytes.Repeat([]byte{0xcc}, page.Size))
 				gone.Add(one)
 			default:
-				l.write(one, content)
-				kept++
+				l.write(one, right)
+				if sn.mem[0].Lazy.Contains(at) {
+					kept++
+				} else {
+					eager++
+				}
 			}
 		}
 	}
-	// And one that has no content any more.
-	if hole, ok := holeIn(vmas, &sn.mem[0].Lazy); ok {
-		l.write(hole, bytes.Repeat([]byte{0xbb}, page.Size))
-		stale++
+	// And one of each mapping that has no content any more.
+	for i := range vmas {
+		if hole, ok := holeIn(vmas[i:i+1], &content); ok {
+			l.write(hole, bytes.Repeat([]byte{0xbb}, page.Size))
+			stale++
+		}
 	}
 	if err := l.s.Drop(gone); err != nil {
 		l.t.Fatal(err)
 	}
 	l.huge(vmas)
-	return kept, stale
+	return kept, eager, stale
 }
 
 // holeIn is a page of some mapping that is not in set.
@@ -208,13 +261,13 @@ func TestLandRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	vmas := []image.VMA{{Range: page.Range{Start: 0x10000, End: 0x20000}, Kind: image.VMAAnon}}
-	if err := s.Lay(ctx, vmas); !errors.Is(err, ErrUnsupported) {
+	if err := s.Lay(ctx, &image.Layout{VMAs: vmas}); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("without a process: %v", err)
 	}
 	if err := s.Abort(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Lay(ctx, vmas); !errors.Is(err, ErrState) {
+	if err := s.Lay(ctx, &image.Layout{VMAs: vmas}); !errors.Is(err, ErrState) {
 		t.Errorf("after the abort: %v", err)
 	}
 	if err := s.Drop(page.NewSet(vmas[0].Range)); !errors.Is(err, ErrState) {
@@ -256,7 +309,7 @@ func TestLayingLeavesNoOtherMappings(t *testing.T) {
 	}
 	for range 2 {
 		for range 3 {
-			if err := s.Lay(ctx, vmas); err != nil {
+			if err := s.Lay(ctx, &image.Layout{VMAs: vmas}); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -6,7 +6,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pageferry/pageferry/checkpoint/image"
-	"github.com/pageferry/pageferry/checkpoint/inject"
 	"github.com/pageferry/pageferry/internal/sys"
 	"github.com/pageferry/pageferry/page"
 )
@@ -75,62 +74,42 @@ func mmapFlags(v *image.VMA) uint64 {
 // Of what was laid the parts that have another protection are changed. This and
 // what follows may run in parts.
 func mapAll(s *script, tid int, p *image.Process, l *laid) {
-	var file *inject.Call
-	var path string
-	var flags uint64
-	shut := func() {
-		if file != nil {
-			s.on(nil)
-			s.call(unix.SYS_CLOSE, 0).Arg(0, file)
-		}
-		file = nil
-	}
-	part := func() {
-		if s.Size() < partBytes {
-			return
-		}
-		obj := s.object
-		shut()
-		s.on(obj)
-		s.part(tid)
-	}
+	f := files{s: s}
 	for i := range p.VMAs {
 		v := &p.VMAs[i]
 		s.on(func() string { return fmt.Sprintf("mapping %v %s", v.Range, v.Path) })
-		fd := func() *inject.Call {
-			of := uint64(unix.O_RDONLY | unix.O_CLOEXEC)
-			if v.Shared && (v.Has("mw") || v.Prot&unix.PROT_WRITE != 0) {
-				of = unix.O_RDWR | unix.O_CLOEXEC
-			}
-			if file == nil || path != v.Path || flags != of {
-				obj := s.object
-				shut()
-				s.on(obj)
-				file = s.call(unix.SYS_OPENAT, atFDCWD, s.String(v.Path), of, 0)
-				path, flags = v.Path, of
-			}
-			return file
-		}
 		switch v.Kind {
-		case image.VMAAnon:
-			at := v.Start
-			for _, r := range append(l.kept(v), page.Range{Start: v.End, End: v.End}) {
-				if at < r.Start {
-					s.call(unix.SYS_MMAP, uint64(at), uint64(r.Start-at), uint64(v.Prot), mmapFlags(v)|unix.MAP_ANONYMOUS, minus(1), 0)
-				}
-				if !r.Empty() && v.Prot != unix.PROT_READ|unix.PROT_WRITE {
-					s.call(unix.SYS_MPROTECT, uint64(r.Start), r.Bytes(), uint64(v.Prot))
-				}
-				at = r.End
-				part()
-			}
-		case image.VMAFile, image.VMAFileShared, image.VMADevice:
-			f := fd()
-			s.call(unix.SYS_MMAP, uint64(v.Start), v.Bytes(), uint64(v.Prot), mmapFlags(v), 0, v.Offset).Arg(4, f)
+		case image.VMAAnon, image.VMAFile, image.VMAFileShared, image.VMADevice:
+		default:
+			continue
 		}
-		part()
+		at := v.Start
+		for _, r := range append(l.kept(v), page.Range{Start: v.End, End: v.End}) {
+			if at < r.Start {
+				mapOne(s, &f, v, page.Range{Start: at, End: r.Start})
+			}
+			if !r.Empty() && v.Prot != unix.PROT_READ|unix.PROT_WRITE {
+				s.call(unix.SYS_MPROTECT, uint64(r.Start), r.Bytes(), uint64(v.Prot))
+			}
+			at = r.End
+			f.part(tid)
+		}
 	}
-	shut()
+	f.close()
+}
+
+// mapOne makes the part r of a mapping of anonymous memory, a file or a device.
+func mapOne(s *script, f *files, v *image.VMA, r page.Range) {
+	if v.Kind == image.VMAAnon {
+		s.call(unix.SYS_MMAP, uint64(r.Start), r.Bytes(), uint64(v.Prot), mmapFlags(v)|unix.MAP_ANONYMOUS, minus(1), 0)
+		return
+	}
+	of := uint64(unix.O_RDONLY | unix.O_CLOEXEC)
+	if v.Shared && (v.Has("mw") || v.Prot&unix.PROT_WRITE != 0) {
+		of = unix.O_RDWR | unix.O_CLOEXEC
+	}
+	fd := f.open(v.Path, of)
+	s.call(unix.SYS_MMAP, uint64(r.Start), r.Bytes(), uint64(v.Prot), mmapFlags(v), 0, v.Offset+uint64(r.Start-v.Start)).Arg(4, fd)
 }
 
 // dressAll gives all mappings what mmap could not: advice and names.

@@ -97,6 +97,7 @@ type server struct {
 
 	segs   []segment    // of run
 	faults atomic.Int64 // with content
+	eager  uint64       // pages
 }
 
 // segment is content and where it belongs now.
@@ -114,6 +115,7 @@ func (s *server) Adopt(_ context.Context, a Adoption) error {
 	for i, r := range s.sn.ranges {
 		part := func(x page.Range) []byte { return s.sn.content[i][x.Start-r.Start : x.End-r.Start] }
 		for _, x := range a.Memory.Eager.Intersect(r) {
+			s.eager += uint64(x.Pages())
 			if i := slices.IndexFunc(a.Regions, func(g Region) bool { return g.Contains(x.Start) }); a.Regions[i].Kind == RegionUFFD {
 				if n, err := sys.UffdCopy(int(a.UFFD.Fd()), uint64(x.Start), part(x), 0); err != nil || n != int64(x.Bytes()) {
 					return fmt.Errorf("eager pages %v: %d, %w", x, n, err)

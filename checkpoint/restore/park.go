@@ -123,7 +123,7 @@ func (s *Skeleton) abort(ctx context.Context) error {
 	if s.state == aborted {
 		return nil
 	}
-	err := killAll(s.group)
+	err := errors.Join(killAll(s.group), s.laid.close())
 	s.landing.forget()
 	if s.tr != nil {
 		// The tracer's end lets go of the dead, so that they are reaped.

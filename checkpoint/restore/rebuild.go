@@ -115,6 +115,7 @@ func (r *rebuild) run(mem []image.Memory) error {
 
 func (r *rebuild) close() {
 	_ = closeObjects(r.objects)
+	_ = r.laid.close()
 	if r.pidfd >= 0 {
 		_ = unix.Close(r.pidfd)
 	}

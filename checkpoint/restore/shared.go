@@ -26,20 +26,20 @@ type sharedObject struct {
 	fd, readOnly int
 	// file is ours of a memfd, to fill and to seal it.
 	file *os.File
+	// laid is what has pages of it already; nil where it is made anew.
+	laid *laidObject
 	// temp is where an object without a descriptor is mapped whole until all
 	// its mappings are made. Empty where its one mapping will do.
 	temp page.Range
 	// staged are mappings that must be written to before they get their final,
-	// read-only form.
+	// read-only form, or go away.
 	staged []*image.VMA
 	sealed bool
 }
 
-// sharedObjects finds the objects that the process maps. taken is added to by
-// the ranges of temporary mappings.
-func sharedObjects(img *image.Image, p *image.Process, m *image.Memory, taken *[]page.Range) ([]*sharedObject, error) {
+// sharedObjects finds the objects that the process maps.
+func sharedObjects(img *image.Image, p *image.Process, m *image.Memory) (all []*sharedObject, err error) {
 	by := map[int]*sharedObject{}
-	var all []*sharedObject
 	for i := range p.VMAs {
 		v := &p.VMAs[i]
 		if v.Kind != image.VMAShared {
@@ -51,25 +51,32 @@ func sharedObjects(img *image.Image, p *image.Process, m *image.Memory, taken *[
 			by[v.Memory], all = o, append(all, o)
 		}
 		o.vmas = append(o.vmas, v)
-		if v.Shared && v.Prot&unix.PROT_WRITE == 0 && len(m.Eager.Intersect(v.Range)) > 0 {
+		if v.Window || v.Shared && v.Prot&unix.PROT_WRITE == 0 && len(m.Eager.Intersect(v.Range)) > 0 {
 			o.staged = append(o.staged, v)
 		}
-	}
-	next := helperFDs
-	if n := len(p.FDs); n > 0 {
-		next = max(next, p.FDs[n-1].Num+1)
 	}
 	for _, o := range all {
 		if o.mem.Huge != 0 {
 			return nil, about(fmt.Errorf("%w: huge pages of hugetlbfs", ErrUnsupported), "%v", o)
 		}
+	}
+	return all, nil
+}
+
+// placeObjects says where objects are held: by descriptors from next on, or mapped
+// whole. taken is added to by the ranges of such temporary mappings.
+func placeObjects(all []*sharedObject, next int, taken *[]page.Range) error {
+	for _, o := range all {
 		if o.mem.Memfd {
 			o.fd, next = next, next+1
 			for _, v := range o.vmas {
-				if v.Shared && !v.Has("mw") && o.readOnly == 0 {
+				if v.Shared && !v.Window && !v.Has("mw") && o.readOnly == 0 {
 					o.readOnly, next = next, next+1
 				}
 			}
+			continue
+		}
+		if o.laid != nil {
 			continue
 		}
 		if v := o.vmas[0]; len(o.vmas) == 1 && v.Offset == 0 && v.Bytes() >= uint64(o.mem.Size) && len(o.mem.Chunks) == 0 {
@@ -81,42 +88,60 @@ func sharedObjects(img *image.Image, p *image.Process, m *image.Memory, taken *[
 		}
 		r, ok := hole(uint64(size), *taken)
 		if !ok {
-			return nil, about(fmt.Errorf("%w: no room for %d bytes", ErrUnsupported, size), "%v", o)
+			return about(fmt.Errorf("%w: no room for %d bytes", ErrUnsupported, size), "%v", o)
 		}
 		o.temp, *taken = r, append(*taken, r)
 	}
-	return all, nil
+	return nil
 }
 
-func (o *sharedObject) String() string {
+func (o *sharedObject) String() string { return fmt.Sprintf("%s, number %d", describe(o.mem), o.index) }
+
+func describe(m *image.SharedMemory) string {
 	kind := "shared memory"
-	if o.mem.Memfd {
+	if m.Memfd {
 		kind = "memfd"
 	}
-	return fmt.Sprintf("%s %d %q of %d bytes", kind, o.index, o.mem.Name, o.mem.Size)
+	return fmt.Sprintf("%s %q of %d bytes", kind, m.Name, m.Size)
+}
+
+// createMemfd makes a memfd with that number.
+func createMemfd(s *script, m *image.SharedMemory, number int) {
+	fl := uint64(unix.MFD_CLOEXEC)
+	if sealable(m) { // else it is born with its one seal
+		fl |= unix.MFD_ALLOW_SEALING
+	}
+	fd := s.call(unix.SYS_MEMFD_CREATE, s.String(m.Name), fl)
+	s.call(unix.SYS_DUP3, 0, uint64(number), unix.O_CLOEXEC).Arg(0, fd)
+	s.call(unix.SYS_CLOSE, 0).Arg(0, fd)
+	s.call(unix.SYS_FTRUNCATE, uint64(number), uint64(m.Size))
+}
+
+// createShared makes an object that has no descriptor, mapped whole at r.
+func createShared(s *script, r page.Range, noReserve bool) {
+	fl := uint64(unix.MAP_SHARED | unix.MAP_ANONYMOUS | unix.MAP_FIXED_NOREPLACE)
+	if noReserve {
+		fl |= unix.MAP_NORESERVE
+	}
+	s.call(unix.SYS_MMAP, uint64(r.Start), r.Bytes(), unix.PROT_READ|unix.PROT_WRITE, fl, minus(1), 0)
 }
 
 // make makes the objects, before anything is mapped.
 func (o *sharedObject) make(s *script) {
 	s.on(o.String)
-	if !o.mem.Memfd {
-		if !o.temp.Empty() {
-			fl := uint64(unix.MAP_SHARED | unix.MAP_ANONYMOUS | unix.MAP_FIXED_NOREPLACE)
-			if o.vmas[0].Has("nr") {
-				fl |= unix.MAP_NORESERVE
-			}
-			s.call(unix.SYS_MMAP, uint64(o.temp.Start), o.temp.Bytes(), unix.PROT_READ|unix.PROT_WRITE, fl, minus(1), 0)
+	switch {
+	case !o.mem.Memfd:
+		if !o.temp.Empty() && o.laid == nil {
+			createShared(s, o.temp, o.vmas[0].Has("nr"))
 		}
 		return
+	case o.laid != nil:
+		s.call(unix.SYS_DUP3, uint64(o.laid.fd), uint64(o.fd), unix.O_CLOEXEC)
+		s.call(unix.SYS_CLOSE, uint64(o.laid.fd))
+		s.call(unix.SYS_FTRUNCATE, uint64(o.fd), uint64(o.mem.Size))
+	default:
+		createMemfd(s, o.mem, o.fd)
 	}
-	fl := uint64(unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING)
-	if o.mem.Seals == unix.F_SEAL_SEAL {
-		fl &^= unix.MFD_ALLOW_SEALING // such a one is born with this seal
-	}
-	fd := s.call(unix.SYS_MEMFD_CREATE, s.String(o.mem.Name), fl)
-	s.call(unix.SYS_DUP3, 0, uint64(o.fd), unix.O_CLOEXEC).Arg(0, fd)
-	s.call(unix.SYS_CLOSE, 0).Arg(0, fd)
-	s.call(unix.SYS_FTRUNCATE, uint64(o.fd), uint64(o.mem.Size))
 	if o.readOnly != 0 {
 		ro := s.call(unix.SYS_OPENAT, atFDCWD, s.String(fmt.Sprintf("/proc/self/fd/%d", o.fd)), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		s.call(unix.SYS_DUP3, 0, uint64(o.readOnly), unix.O_CLOEXEC).Arg(0, ro)
@@ -148,10 +173,15 @@ func (o *sharedObject) fill(pidfd int, mem *os.File) error {
 			return about(err, "%v", o)
 		}
 	}
-	if o.mem.Seals&unix.F_SEAL_WRITE != 0 && len(o.staged) == 0 {
+	if o.sealsEarly() {
 		return o.seal()
 	}
 	return nil
+}
+
+// sealsEarly reports whether it must be sealed before it is mapped.
+func (o *sharedObject) sealsEarly() bool {
+	return o.mem.Seals&unix.F_SEAL_WRITE != 0 && len(o.staged) == 0
 }
 
 // seal adds the seals, once.
@@ -213,6 +243,10 @@ func (o *sharedObject) isStaged(v *image.VMA) bool {
 func (o *sharedObject) finish(s *script) {
 	for _, v := range o.staged {
 		s.on(func() string { return fmt.Sprintf("mapping %v of %v", v.Range, o) })
+		if v.Window {
+			s.call(unix.SYS_MUNMAP, uint64(v.Start), v.Bytes())
+			continue
+		}
 		if o.mem.Memfd && !v.Has("mw") {
 			s.call(unix.SYS_MMAP, uint64(v.Start), v.Bytes(), uint64(v.Prot),
 				unix.MAP_SHARED|unix.MAP_FIXED, uint64(o.readOnly), v.Offset)

@@ -1,6 +1,7 @@
 package restore
 
 import (
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -26,21 +27,35 @@ func (r *rebuild) layout() error {
 	if len(v.parts) > 0 {
 		taken = append(taken, v.span())
 	}
+	if r.objects, err = sharedObjects(r.img, r.p, r.m); err != nil {
+		return err
+	}
+	next := helperFDs
+	if n := len(r.p.FDs); n > 0 {
+		next = max(next, r.p.FDs[n-1].Num+1)
+	}
+	for _, o := range r.laid.objects {
+		next = max(next, o.fd+1)
+	}
 	s := newScript(r.target.t)
+	if err := errors.Join(r.evade(s, taken, nil), r.adoptObjects(s, r.objects)); err != nil {
+		s.Discard()
+		return err
+	}
 	keep := append(r.keepable(r.p), r.area)
 	if len(v.parts) > 0 {
 		keep = append(keep, v.span())
 	}
+	for _, o := range r.laid.objects {
+		keep, taken = append(keep, o.temp), append(taken, o.temp)
+	}
 	s.clear(r.target.pid, keep...)
-	patch, err := placeVDSO(s, v, r.p, taken, r.cfg.ForceVDSOBridge)
-	if err != nil {
+	if err := placeObjects(r.objects, next, &taken); err != nil {
 		s.Discard()
 		return err
 	}
-	if len(v.parts) > 0 {
-		taken = append(taken, v.span())
-	}
-	if r.objects, err = sharedObjects(r.img, r.p, r.m, &taken); err != nil {
+	patch, err := placeVDSO(s, v, r.p, taken, r.cfg.ForceVDSOBridge)
+	if err != nil {
 		s.Discard()
 		return err
 	}
@@ -55,6 +70,9 @@ func (r *rebuild) layout() error {
 		if _, err := r.mem.WriteAt(patch.bytes, int64(patch.at)); err != nil {
 			return fmt.Errorf("write the vdso: %w", err)
 		}
+	}
+	if err := r.settleObjects(); err != nil {
+		return err
 	}
 	for _, o := range r.objects {
 		if err := o.fill(r.pidfd, r.mem); err != nil {
