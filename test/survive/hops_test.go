@@ -76,6 +76,7 @@ func TestHopsOfProgramsThatCheckThemselves(t *testing.T) {
 		"workload": {args: args{workload, "--size", "32MiB", "--rate", "100MiB/s", "--pattern", "edge"}},
 		"busy":     {args: args{workload, "--size", "64MiB", "--rate", "800MiB/s", "--pattern", "zipf"}, compress: "lz4"},
 		"shapes":   {args: args{everything, "--only", "shapes", "--without", "guards", "--threads", "3", "--dir", dir}},
+		"shared":   {args: args{everything, "--only", "shared", "--threads", "3", "--dir", dir}},
 		"guards":   {args: args{everything, "--only", "shapes", "--threads", "3", "--dir", dir}, modes: whole, compress: "lz4"},
 	} {
 		if c.modes == nil {

@@ -99,5 +99,6 @@ void files_start(void);
 void clocks_start(void);
 void churn_start(void);
 void shapes_start(void);
+void shared_start(void);
 
 #endif

@@ -210,7 +210,7 @@ static void usage(void)
 		"usage: everything [--threads N] [--mem MIB] [--heartbeat unix:PATH|udp:IP:PORT]\n"
 		"  [--identity ID] [--beat-us N] [--pace N] [--report FILE] [--dir DIR] [--sigcont-ok]\n"
 		"  [--only MODULE,...] [--without MODULE|CHECK,...] [--with CHECK,...]\n"
-		"modules: regs waits timers signals sync memory files clocks churn, and by name only shapes\n"
+		"modules: regs waits timers signals sync memory files clocks churn, and by name only shapes shared\n"
 		"checks: avx512 avx sysv suspend itimers robust rseq growth inotify locks listen deleted guards\n"
 		"off by default: fork\n");
 	exit(2);
@@ -272,6 +272,7 @@ int main(int argc, char **argv)
 		{ "clocks", clocks_start, false },
 		{ "churn", churn_start, false },
 		{ "shapes", shapes_start, true },
+		{ "shared", shared_start, true },
 	};
 	struct timespec second = { 1, 0 };
 	sigset_t all, term;
