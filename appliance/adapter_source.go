@@ -110,6 +110,9 @@ func newProcess(s *checkpoint.Session, pid int, opts SourceOptions) *process {
 	return p
 }
 
+// SwitchNears is when to begin to read what Isolate waits for.
+func (p *process) SwitchNears() { p.s.SurveyBeside() }
+
 // Isolate is called right before Freeze, so what that would read first is read
 // here: the process still runs.
 func (p *process) Isolate(ctx context.Context) error {

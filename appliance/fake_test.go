@@ -152,6 +152,7 @@ func (p *fakeProcess) Look(ctx context.Context) (migrate.Look, error) {
 	return l, p.e.step(ctx, "look")
 }
 func (p *fakeProcess) Throttle(float64) error           { return nil }
+func (p *fakeProcess) SwitchNears()                     {}
 func (p *fakeProcess) Peek(*page.Set) (page.Set, error) { return page.Set{}, nil }
 func (p *fakeProcess) Freeze(ctx context.Context) (migrate.State, error) {
 	return migrate.State{Image: []byte("image")}, p.e.step(ctx, "freeze")

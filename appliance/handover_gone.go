@@ -20,6 +20,7 @@ func (goneProcess) Look(context.Context) (migrate.Look, error) {
 }
 func (goneProcess) Throttle(float64) error           { return migrate.ErrGone }
 func (goneProcess) Peek(*page.Set) (page.Set, error) { return page.Set{}, migrate.ErrGone }
+func (goneProcess) SwitchNears()                     {}
 func (goneProcess) Freeze(context.Context) (migrate.State, error) {
 	return migrate.State{}, migrate.ErrGone
 }

@@ -30,12 +30,14 @@ func (s *Session) Isolate(ctx context.Context) error {
 }
 
 // Survey reads what costs much to read, while the process still runs, so that a
-// Freeze soon after it need not. Freeze does it itself where there was none.
+// Freeze soon after it need not. Freeze does it itself where there was none. What
+// SurveyBeside read a moment ago is not read again.
 func (s *Session) Survey() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.awaitReading()
 	err := s.usable()
-	if err == nil && !s.held {
+	if err == nil && !s.held && !s.survey.fresh() {
 		s.survey, err = takeSurvey(s.pid)
 	}
 	if err != nil {

@@ -57,9 +57,10 @@ type Session struct {
 	stopSig  unix.Signal
 	waits    map[int]wait // calls that Pause has interrupted, by thread; nil before
 	survey   *survey
-	signals  *signalSets // what the image has of them; nil before Capture
-	find     Finder      // see Userfault; nil where nothing is tracked
-	program  []byte      // the auxiliary vector when tracking began
+	reading  chan struct{} // closed at the end of what SurveyBeside began; nil where that is over
+	signals  *signalSets   // what the image has of them; nil before Capture
+	find     Finder        // see Userfault; nil where nothing is tracked
+	program  []byte        // the auxiliary vector when tracking began
 }
 
 // thread is one that we have stopped.
@@ -298,6 +299,7 @@ func (s *Session) Close() error {
 	}
 	s.closed = true
 	_ = s.letGo()
+	s.awaitReading()
 	if s.tr != nil {
 		s.tr.Close()
 		s.tr = nil

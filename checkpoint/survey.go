@@ -25,11 +25,49 @@ type survey struct {
 	at   time.Time
 	maps []proc.Mapping
 	ids  map[fds.FileKey]image.FileID
+	// beside: by SurveyBeside, for the Survey that follows.
+	beside bool
 }
 
 // surveyAge is how old a survey may be at the freeze: what madvise(2) changes of
 // the flags of a whole mapping meanwhile is not noticed.
 const surveyAge = 500 * time.Millisecond
+
+// fresh reports whether s was read for a Survey now, and is good for a Freeze after it.
+func (s *survey) fresh() bool { return s != nil && s.beside && time.Since(s.at) < surveyAge/2 }
+
+// SurveyBeside begins what the next Survey would read and waits for, and returns.
+// Everything else may be called meanwhile. It does nothing where that was read a
+// moment ago.
+func (s *Session) SurveyBeside() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.usable() != nil || s.held || s.reading != nil || s.survey.fresh() {
+		return
+	}
+	done := make(chan struct{})
+	s.reading = done
+	go func() {
+		defer close(done)
+		read, err := takeSurvey(s.pid)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.reading = nil
+		if err == nil { // else whoever needs it finds out
+			read.beside = true
+			s.survey = read
+		}
+	}()
+}
+
+// awaitReading waits for what SurveyBeside began; mu is held, and let go of meanwhile.
+func (s *Session) awaitReading() {
+	if done := s.reading; done != nil {
+		s.mu.Unlock()
+		<-done
+		s.mu.Lock()
+	}
+}
 
 func takeSurvey(pid int) (*survey, error) {
 	maps, err := proc.ReadSmaps(pid)

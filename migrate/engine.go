@@ -76,6 +76,9 @@ type Process interface {
 	// Peek returns those of pages that have been written since the last Look. It
 	// may return too few.
 	Peek(pages *page.Set) (page.Set, error)
+	// SwitchNears says, in the rounds, that Isolate and Freeze may follow soon: what
+	// costs time for each GiB can be read beside the last pages of a round.
+	SwitchNears()
 	// Throttle keeps the running process from running for that part of its time, 0
 	// to below 1, until it is called again, or Freeze, Thaw or Close is, or this
 	// program ends.

@@ -97,6 +97,8 @@ func (p *fakeProcess) Throttle(part float64) error {
 	})
 }
 
+func (p *fakeProcess) SwitchNears() {}
+
 func (p *fakeProcess) Peek(pages *page.Set) (page.Set, error) {
 	p.l.w.mu.Lock()
 	defer p.l.w.mu.Unlock()

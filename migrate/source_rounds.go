@@ -17,9 +17,10 @@ const (
 	// batchBytes is how much one LAND asks for: what is written again before its
 	// batch is begun is left to the next round.
 	batchBytes = 128 << 20
-	// dropRuns is from how many runs of stale pages on the destination gives them up
-	// before the freeze rather than during it.
-	dropRuns = 256
+	// dropRuns and dropBytes are from how much on the destination gives up stale pages
+	// before the freeze rather than during it: a GiB takes 60 ms.
+	dropRuns  = 256
+	dropBytes = 8 << 20
 	// mostHot bounds what is fetched first after the switch: with more than that the
 	// faults say better what is needed.
 	mostHot = 32 << 20
@@ -162,7 +163,7 @@ func (r *rounds) round(ctx context.Context, n int) (more bool, err error) {
 	d := r.plan.Next(plan.Measure{
 		Round: n, Sent: r.last.Pages << page.Shift, Took: r.last.took,
 		Written: r.last.DirtyPages << page.Shift, Elapsed: r.last.elapsed,
-		Dirty: send.Bytes(), Held: held.Bytes(), State: state,
+		Dirty: send.Bytes(), Held: held.Bytes(), State: state, Lag: r.lag(),
 	})
 	r.tell(n, unsent.Pages(), d)
 	if d.Throttle != r.throttle {
@@ -194,6 +195,13 @@ func (r *rounds) round(ctx context.Context, n int) (more bool, err error) {
 	return true, nil
 }
 
+// lag is how long the program will run on from a look that decides for the switch:
+// until its flags of mappings are read, and the destination has given up what is stale.
+func (r *rounds) lag() time.Duration {
+	stale := page.Difference(&r.landed, &r.clean)
+	return 10*time.Millisecond + perGiB(stale.Bytes(), 60*time.Millisecond)
+}
+
 // send sends the pages of a round, coldest first.
 func (r *rounds) send(ctx context.Context, pages *page.Set) error {
 	order := []page.Set{*pages}
@@ -201,8 +209,13 @@ func (r *rounds) send(ctx context.Context, pages *page.Set) error {
 		order = r.hist.Order(*pages)
 	}
 	bs := plan.Batches{Order: order, Bytes: batchBytes}
+	left := pages.Bytes()
 	for first := true; ; first = false {
 		next, ok := bs.Next()
+		if left <= batchBytes {
+			r.s.cfg.Process.SwitchNears()
+		}
+		left -= min(left, next.Bytes())
 		if !ok && !first {
 			return nil
 		}
@@ -298,7 +311,7 @@ func (s *Source) landedMore(pages uint64) {
 // would have to while the process stands still.
 func (r *rounds) giveUpStale(ctx context.Context) error {
 	stale := page.Difference(&r.landed, &r.clean)
-	if stale.Len() < dropRuns {
+	if stale.Len() < dropRuns && stale.Bytes() < dropBytes {
 		return nil
 	}
 	r.landed = page.Intersection(&r.landed, &r.clean)
