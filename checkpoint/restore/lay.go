@@ -231,12 +231,7 @@ func (s *Skeleton) drop(gone *page.Set) error {
 	}
 	for rs := private.Ranges(); len(rs) > 0; {
 		n := min(len(rs), dropBatch)
-		sc := newScript(s.target.t)
-		sc.on(func() string { return "giving up of stale pages" })
-		for _, r := range rs[:n] {
-			sc.call(unix.SYS_MADVISE, uint64(r.Start), r.Bytes(), unix.MADV_DONTNEED)
-		}
-		if err := sc.run(s.target.pid); err != nil {
+		if err := s.giveUp(rs[:n]); err != nil {
 			return err
 		}
 		rs = rs[n:]

@@ -58,6 +58,7 @@ type Skeleton struct {
 	seedOOM     int         // oom_score_adj that children of the seed begin with
 	creds       image.Creds // of the seed
 	stopped     bool        // the image says SIGSTOPped
+	oneByOne    bool        // by a test: as if the kernel took no vector of ranges to give up
 	countTimers bool        // by a test: as if the kernel could not be asked for a timer's number
 }
 
