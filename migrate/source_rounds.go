@@ -21,6 +21,7 @@ const (
 	// before the freeze rather than during it: a GiB takes 60 ms.
 	dropRuns  = 256
 	dropBytes = 8 << 20
+	longDrop  = 20 * time.Millisecond
 	// mostHot bounds what is fetched first after the switch: with more than that the
 	// faults say better what is needed.
 	mostHot = 32 << 20
@@ -308,14 +309,23 @@ func (s *Source) landedMore(pages uint64) {
 }
 
 // giveUpStale makes the destination give up what is stale, where that is much: it
-// would have to while the process stands still.
+// would have to while the process stands still. Where it takes long the program
+// makes more of it meanwhile, which is given up as well, once.
 func (r *rounds) giveUpStale(ctx context.Context) error {
-	stale := page.Difference(&r.landed, &r.clean)
-	if stale.Len() < dropRuns && stale.Bytes() < dropBytes {
-		return nil
+	for again := false; ; again = true {
+		stale := page.Difference(&r.landed, &r.clean)
+		if stale.Len() < dropRuns && stale.Bytes() < dropBytes {
+			return nil
+		}
+		begin := time.Now()
+		r.landed = page.Intersection(&r.landed, &r.clean)
+		if err := r.land(ctx, Batch{Gone: stale}); err != nil || again || time.Since(begin) < longDrop {
+			return err
+		}
+		if err := r.look(ctx, false); err != nil {
+			return err
+		}
 	}
-	r.landed = page.Intersection(&r.landed, &r.clean)
-	return r.land(ctx, Batch{Gone: stale})
 }
 
 // dirty adds to the map of memory what no round brought as it was at the last look.
