@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -67,9 +66,6 @@ func (s *Session) showUnmapped(maps []proc.Mapping) (out []proc.Mapping, err err
 			continue
 		}
 		w, err := s.window(id, page.Addr(st.Size).Ceil(), dir+e.Name(), append(rangesOf(maps), rangesOfWindows(now)...))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
 		if err != nil {
 			return nil, err
 		}
@@ -154,6 +150,9 @@ func covered(maps []proc.Mapping, id image.ObjectID, size int64) bool {
 // window returns that of an object: the same as long as it can be. Without a file it
 // is none, since the object has no such pages.
 func (s *Session) window(id image.ObjectID, size page.Addr, path string, taken []page.Range) (window, error) {
+	if size > (windowsEnd-windowsFrom)/4 {
+		return window{}, nil // what it holds may still be little enough for the image
+	}
 	w := window{id: id}
 	if old := s.windows.Load(); old != nil {
 		if i := slices.IndexFunc(*old, func(w window) bool { return w.id == id }); i >= 0 {
@@ -161,9 +160,11 @@ func (s *Session) window(id image.ObjectID, size page.Addr, path string, taken [
 		}
 	}
 	if w.file == nil {
-		f, err := os.Open(path)
+		// The number may belong to something else by now: a pipe, whose other end
+		// would be waited for, or what cannot be opened anew.
+		f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 		if err != nil {
-			return window{}, err
+			return window{}, nil
 		}
 		var st unix.Stat_t
 		var in unix.Statfs_t
@@ -173,7 +174,7 @@ func (s *Session) window(id image.ObjectID, size page.Addr, path string, taken [
 		w.file = f
 	}
 	overlaps := func(r page.Range) bool { return slices.ContainsFunc(taken, r.Overlaps) }
-	if w.Bytes() >= uint64(size) && !w.Empty() && !overlaps(w.Range) {
+	if w.Bytes() > uint64(size) && !w.Empty() && !overlaps(w.Range) {
 		return w, nil
 	}
 	room := (2*size + windowStep - 1) &^ (windowStep - 1)

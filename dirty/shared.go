@@ -44,7 +44,6 @@ type object struct {
 type view struct {
 	page.Range
 	offset uint64
-	shared bool
 }
 
 // sharedMemory reports whether m is of an object of shared memory: a memfd, or one
@@ -90,23 +89,20 @@ func (s *shared) collect(maps []proc.Mapping) (Shared, error) {
 	var order []objectKey
 	for i := range maps {
 		m := &maps[i]
-		if !sharedMemory(m) {
-			continue
+		if !m.Shared || !sharedMemory(m) {
+			continue // a private mapping of it shows pages of its own, or says nothing new
 		}
 		k := objectKey{m.Dev, m.Ino}
 		if now[k] == nil {
 			order = append(order, k)
 		}
-		now[k] = append(now[k], view{m.Range, m.Offset, m.Shared})
+		now[k] = append(now[k], view{m.Range, m.Offset})
 	}
 	for _, o := range s.objects {
 		o.seen = false
 	}
 	var f found
 	for _, k := range order {
-		if !slices.ContainsFunc(now[k], func(v view) bool { return v.shared }) {
-			continue
-		}
 		o := s.objects[k]
 		if o == nil || !slices.Equal(o.views, now[k]) {
 			if o != nil {
@@ -226,9 +222,6 @@ type shown struct {
 // show finds the addresses of the pages data, ranges of offsets.
 func show(views []view, data page.Set) (out []shown) {
 	for _, v := range views {
-		if !v.shared {
-			continue
-		}
 		window := page.Range{Start: page.Addr(v.offset), End: page.Addr(v.offset + v.Bytes())}
 		for _, d := range data.Remove(window) {
 			at := page.Range{Start: v.Start + d.Start - window.Start, End: v.Start + d.End - window.Start}

@@ -53,8 +53,11 @@ func (g *guards) of(t *Trap, sp *pagestore.Space) int {
 	if pid := sp.PID(); pid > 0 { // it is not known of forked children
 		var err error
 		if fd, err = unix.Open(fmt.Sprintf("/proc/%d/pagemap", pid), unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+			t.log.Warn("guard pages that the process installs now may be lost", "pid", pid, "err", err)
+			if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ESRCH) {
+				return -1 // out of descriptors, or memory: that may pass
+			}
 			fd = -1
-			t.log.Warn("guard pages that the process installs from now on may be lost", "pid", pid, "err", err)
 		}
 	}
 	if other, there := g.fds.LoadOrStore(sp, fd); there {
@@ -82,9 +85,12 @@ func (g *guards) close() {
 
 // spare settles those of sc.targets that the program has put guards over, and
 // leaves the others. The read lock is held.
-func (t *Trap) spare(sp *pagestore.Space, sc *scratch) {
+//
+// EAGAIN where the mappings are changing: what is at a target's address may be
+// something else already, whose guard says nothing of the page, which has moved.
+func (t *Trap) spare(sp *pagestore.Space, sc *scratch) error {
 	if t.guards.blind {
-		return
+		return nil
 	}
 	for k := 0; k < len(sc.targets); {
 		span, n := sc.targets[k].Dst, 1
@@ -106,7 +112,10 @@ func (t *Trap) spare(sp *pagestore.Space, sc *scratch) {
 		}
 	}
 	if len(sc.guards) == 0 {
-		return
+		return nil
+	}
+	if changing(sp) {
+		return unix.EAGAIN
 	}
 	sc.kept = sc.kept[:0]
 	for _, tg := range sc.targets {
@@ -127,6 +136,7 @@ func (t *Trap) spare(sp *pagestore.Space, sc *scratch) {
 		}
 	}
 	sc.targets, sc.kept = sc.kept, sc.targets
+	return nil
 }
 
 // guarded adds the guards in r to sc.

@@ -140,7 +140,9 @@ func (t *Trap) putSlice(sp *pagestore.Space, part page.Range, first int, sc *scr
 	}
 	sc.targets, sc.guards = sp.Targets(part, sc.targets[:0]), sc.guards[:0]
 	if sc.copies {
-		t.spare(sp, sc)
+		if err := t.spare(sp, sc); err != nil {
+			return 0, err
+		}
 	}
 	for _, tg := range sc.targets {
 		n, err := do(sp, tg, (tg.First-first)<<page.Shift)

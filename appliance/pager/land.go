@@ -107,7 +107,11 @@ func (s *server) land(m landMsg, uffd *os.File) (_ Landed, err error) {
 	if err != nil {
 		return Landed{}, err
 	}
-	defer unix.Close(fd)
+	defer func() {
+		if err == nil { // likewise
+			unix.Close(fd)
+		}
+	}()
 	ctx, cancel := context.WithCancelCause(s.ctx)
 	defer cancel(nil)
 	there := page.Union(&s.written, &m.Backed)

@@ -3,6 +3,7 @@ package inject
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 
 	"github.com/pageferry/pageferry/internal/sys"
 	"golang.org/x/sys/unix"
@@ -219,6 +220,9 @@ func (b *Batch) layout() error {
 	n := 0
 	for _, c := range b.calls {
 		for i := range c.from {
+			if from := c.from[i].call; from != nil && from.index >= c.index {
+				return fmt.Errorf("inject: call %d takes the result of call %d, which comes after it", c.index, from.index)
+			}
 			if c.from[i] != (source{}) {
 				n++
 			}

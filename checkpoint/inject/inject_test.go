@@ -97,6 +97,11 @@ func TestBatch(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	wrong := tg.Batch()
+	wrong.Call(unix.SYS_CLOSE).Arg(0, wrong.Call(unix.SYS_GETPID)) // which is evaluated after the call that takes it
+	if err := wrong.Run(pid); err == nil {
+		t.Error("a call took the result of one that comes after it")
+	}
 	b := tg.Batch()
 	getpid := b.Call(unix.SYS_GETPID)
 	fds := b.Space(8)

@@ -16,7 +16,8 @@ const mostVectors = 1024
 func (s *Skeleton) giveUp(rs []page.Range) error {
 	sc := newScript(s.target.t)
 	sc.on(func() string { return "giving up of stale pages" })
-	self := sc.call(unix.SYS_PIDFD_OPEN, 0, 0).Arg(0, sc.call(unix.SYS_GETPID))
+	pid := sc.call(unix.SYS_GETPID)
+	self := sc.call(unix.SYS_PIDFD_OPEN, 0, 0).Arg(0, pid)
 	var left [][]page.Range
 	var check []func() (uint64, error)
 	for advice := uint64(unix.MADV_DONTNEED); len(rs) > 0; {
@@ -43,6 +44,7 @@ func (s *Skeleton) giveUp(rs []page.Range) error {
 			want += r.Bytes()
 		}
 		if got, err := check[i](); err == nil && got == want {
+			s.vectors++
 			continue
 		}
 		for _, r := range rs {

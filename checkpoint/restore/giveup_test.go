@@ -6,6 +6,8 @@ import (
 	"os"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/pageferry/pageferry/checkpoint"
 	"github.com/pageferry/pageferry/checkpoint/image"
 	"github.com/pageferry/pageferry/internal/testutil"
@@ -58,11 +60,27 @@ func TestDrop(t *testing.T) {
 			if more, less := page.Difference(&left, &want), page.Difference(&want, &left); !more.Empty() || !less.Empty() {
 				t.Errorf("%d pages are there that should be gone, %d are gone that should be there", more.Pages(), less.Pages())
 			}
+			if took := s.vectors > 0; took == oneByOne && kernelAtLeast(t, 6, 13) {
+				t.Errorf("%d vectors were taken", s.vectors)
+			}
 			if n := openFiles(t, s.PID()); n != openBefore {
 				t.Errorf("it has %d descriptors, want %d", n, openBefore)
 			}
 		})
 	}
+}
+
+func kernelAtLeast(t *testing.T, major, minor int) bool {
+	t.Helper()
+	var u unix.Utsname
+	var a, b int
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &a, &b); err != nil {
+		t.Fatal(err)
+	}
+	return a > major || a == major && b >= minor
 }
 
 // openBefore is how many descriptors a seed has: its null device, three times.

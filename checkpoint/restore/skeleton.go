@@ -59,6 +59,7 @@ type Skeleton struct {
 	creds       image.Creds // of the seed
 	stopped     bool        // the image says SIGSTOPped
 	oneByOne    bool        // by a test: as if the kernel took no vector of ranges to give up
+	vectors     int         // that it took: for the same test
 	countTimers bool        // by a test: as if the kernel could not be asked for a timer's number
 }
 

@@ -73,6 +73,7 @@ func (f *Fetcher) Round(ctx context.Context, r Round) error {
 	if w.chunk == 0 {
 		w.chunk = f.cfg.Chunk
 	}
+	w.chunk = max(min(w.chunk, w.window), page.Size)
 	f.mu.Lock()
 	own := f.now.Load()
 	switch {

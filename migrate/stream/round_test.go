@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
@@ -74,5 +75,35 @@ func TestLaneLostInRound(t *testing.T) {
 	s.cut(1)
 	if err := end(done); !errors.Is(err, transport.ErrPeer) {
 		t.Errorf("a round that lost a lane: %v", err)
+	}
+}
+
+// TestRoundOfSmallWindow: a window that has no room for a chunk asks for less at once.
+func TestRoundOfSmallWindow(t *testing.T) {
+	s := newSetup(t, nil, func(*FetcherConfig) {})
+	st, err := pagestore.Create("test-round")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := page.Range{Start: base, End: base + 100*page.Size}
+	src, err := st.AddSource(0, page.NewSet(all), page.Set{}, page.Set{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := st.AddSpace(src, 1, -1, -1, []pagestore.Segment{{Dst: all, Src: base}}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		s.fetch.Close()
+		if err := st.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	s.connect(transport.Bulk)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	place := &placer{t: t, st: st, placed: map[page.Space]map[page.Num]int{}}
+	if err := s.fetch.Round(ctx, Round{Store: st, Placer: place, Window: 4 * page.Size, Chunk: 8 * page.Size}); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -70,6 +70,8 @@ func (g *guest) disturbAt(t *testing.T, req appliance.MigrateRequest, m moment, 
 	for range 5 {
 		if rep, reached := g.tryDisturbAt(t, req, m, f); reached {
 			return rep
+		} else if strings.Contains(rep.Reason, "try again") {
+			t.Logf("%v was not passed: %s", m, rep.Reason) // a thread that waits in the kernel: people are told the same
 		} else if m.round == 0 || rep.Outcome != appliance.OutcomeFailed {
 			t.Fatalf("%v was not passed: %s %s", m, rep.Outcome, rep.Reason)
 		} else {
