@@ -52,6 +52,11 @@ func (s *Session) showUnmapped(maps []proc.Mapping) (out []proc.Mapping, err err
 		return nil, proc.Gone(s.pid, err)
 	}
 	var now []window
+	defer func() {
+		if err != nil {
+			closeAllBut(now, s.windows.Load())
+		}
+	}()
 	for _, e := range es {
 		to, err := os.Readlink(dir + e.Name())
 		if err != nil || !strings.HasPrefix(to, "/memfd:") || !strings.HasSuffix(to, " (deleted)") {
@@ -83,13 +88,18 @@ func (s *Session) showUnmapped(maps []proc.Mapping) (out []proc.Mapping, err err
 		list = nil
 	}
 	if old := s.windows.Swap(list); old != nil {
-		for _, w := range *old {
-			if !slices.ContainsFunc(now, func(n window) bool { return n.file == w.file }) {
-				_ = w.file.Close()
-			}
-		}
+		closeAllBut(*old, list)
 	}
 	return out, nil
+}
+
+// closeAllBut closes the files of ws that none of keep has; keep may be nil.
+func closeAllBut(ws []window, keep *[]window) {
+	for _, w := range ws {
+		if keep == nil || !slices.ContainsFunc(*keep, func(k window) bool { return k.file == w.file }) {
+			_ = w.file.Close()
+		}
+	}
 }
 
 // startWindows looks for the windows of a frozen process, and returns what waits for
@@ -184,6 +194,7 @@ func (s *Session) window(id image.ObjectID, size page.Addr, path string, taken [
 			return w, nil
 		}
 	}
+	closeAllBut([]window{w}, s.windows.Load())
 	return window{}, fmt.Errorf("no addresses for %d bytes of a memfd", size)
 }
 

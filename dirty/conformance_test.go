@@ -240,8 +240,10 @@ func TestClosedTracker(t *testing.T) {
 	}
 }
 
-// What the program has registered with a userfaultfd of its own cannot be watched.
-func TestRegisteredByProgram(t *testing.T) {
+// unwatched starts a program that has registered an area, all of it written, with a
+// userfaultfd of its own, as long as the test goes on.
+func unwatched(t *testing.T) (*dirtytest.Program, dirtytest.Area) {
+	t.Helper()
 	testutil.Require(t, testutil.Root, testutil.AMD64, can(dirty.WPAsync))
 	testutil.NoLeaks(t)
 	p := dirtytest.Start(t)
@@ -249,7 +251,7 @@ func TestRegisteredByProgram(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	t.Cleanup(func() { f.Close() })
 	a := p.Area("anon", 64)
 	p.Poke(a.Range, 1)
 	if _, _, err := sys.UffdAPI(int(f.Fd()), 0); err != nil {
@@ -258,6 +260,12 @@ func TestRegisteredByProgram(t *testing.T) {
 	if _, err := sys.UffdRegister(int(f.Fd()), uint64(a.Start), a.Bytes(), sys.UffdioRegisterModeMissing); err != nil {
 		t.Fatal(err)
 	}
+	return p, a
+}
+
+// What the program has registered with a userfaultfd of its own cannot be watched.
+func TestRegisteredByProgram(t *testing.T) {
+	p, a := unwatched(t)
 	tr := track(t, p, dirty.WPAsync)
 	for range 3 {
 		got, err := tr.Collect(p.Maps())

@@ -9,7 +9,6 @@ import (
 
 	"github.com/pageferry/pageferry/dirty"
 	"github.com/pageferry/pageferry/dirty/dirtytest"
-	"github.com/pageferry/pageferry/internal/sys"
 	"github.com/pageferry/pageferry/internal/testutil"
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/proc"
@@ -55,22 +54,7 @@ func TestLeftOut(t *testing.T) {
 
 // What is given up in a mapping that cannot be watched is no content any more.
 func TestGivenUpUnwatched(t *testing.T) {
-	testutil.Require(t, testutil.Root, testutil.AMD64, can(dirty.WPAsync))
-	testutil.NoLeaks(t)
-	p := dirtytest.Start(t)
-	f, err := p.Userfault(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	a := p.Area("anon", 64)
-	p.Poke(a.Range, 1)
-	if _, _, err := sys.UffdAPI(int(f.Fd()), 0); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := sys.UffdRegister(int(f.Fd()), uint64(a.Start), a.Bytes(), sys.UffdioRegisterModeMissing); err != nil {
-		t.Fatal(err)
-	}
+	p, a := unwatched(t)
 	tr, area := track(t, p, dirty.WPAsync), a.Range
 	for _, look := range []func([]proc.Mapping) (dirty.Pages, error){tr.Collect, tr.Collect, tr.Last} {
 		a.End -= 16 * page.Size

@@ -8,34 +8,18 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/pageferry/pageferry/checkpoint"
 	"github.com/pageferry/pageferry/checkpoint/image"
-	"github.com/pageferry/pageferry/internal/testutil"
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/proc"
 )
 
 // TestDrop: what is given up is gone, in one call or in many, and nothing else is.
 func TestDrop(t *testing.T) {
-	require(t)
 	for _, oneByOne := range []bool{false, true} {
 		t.Run(fmt.Sprintf("one by one %t", oneByOne), func(t *testing.T) {
-			testutil.NoLeaks(t)
-			cfg := config(t)
-			pid := freePID(t)
-			cfg.PID, cfg.PGID, cfg.SID = pid, pid, pid
-			var err error
-			if cfg.Monotonic, cfg.Boottime, err = checkpoint.Clocks(os.Getpid()); err != nil {
-				t.Fatal(err)
-			}
-			ctx := timed(t)
-			s, err := Prepare(ctx, cfg)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer s.Abort(ctx)
+			l := early(t)
+			s := l.s
 			s.oneByOne = oneByOne
-			l := &lander{t, s, ctx}
 			whole := page.Range{Start: 0x200000000000, End: 0x200000000000 + 3*mostVectors*page.Size}
 			l.lay([]image.VMA{{Range: whole, Kind: image.VMAAnon}})
 			l.write(whole, bytes.Repeat([]byte{7}, int(whole.Bytes())))

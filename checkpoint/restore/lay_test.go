@@ -5,13 +5,11 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/pageferry/pageferry/checkpoint"
 	"github.com/pageferry/pageferry/checkpoint/image"
 	"github.com/pageferry/pageferry/internal/sys"
 	"github.com/pageferry/pageferry/internal/testutil"
@@ -280,26 +278,12 @@ func TestLandRefuses(t *testing.T) {
 }
 
 // TestLayingLeavesNoOtherMappings: rounds in which nothing changes, the giving up
-// of many pages, one by one, and the unmapping of as many ranges take none of the address space but the stub area. The
-// kernel would put what injected calls need more where the process is going to have
-// something itself.
+// of many pages, one by one, and the unmapping of as many ranges take none of the
+// address space but the stub area. The kernel would put what injected calls need more
+// where the process is going to have something itself.
 func TestLayingLeavesNoOtherMappings(t *testing.T) {
-	require(t)
-	testutil.NoLeaks(t)
-	cfg := config(t)
-	pid := freePID(t)
-	cfg.PID, cfg.PGID, cfg.SID = pid, pid, pid
-	mono, boot, err := checkpoint.Clocks(os.Getpid())
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg.Monotonic, cfg.Boottime = mono, boot
-	ctx := timed(t)
-	s, err := Prepare(ctx, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Abort(ctx)
+	l := early(t)
+	s, ctx := l.s, l.ctx
 	const pages = 1 << 20
 	whole := page.Range{Start: 0x200000000000, End: 0x200000000000 + pages*page.Size}
 	vmas := []image.VMA{{Range: whole, Kind: image.VMAAnon, Flags: []string{"nr"}}}
