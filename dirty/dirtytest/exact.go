@@ -12,16 +12,7 @@ import (
 // Last is Round for a process that stands still, by the look that is made for that.
 func (s *Shadow) Last() dirty.Pages {
 	s.t.Helper()
-	maps, err := proc.ReadMaps(s.pid)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	p, err := s.track.Last(maps)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.Send(&p)
-	return p
+	return s.look(s.track.Last)
 }
 
 // Exact compares what the last look told to be content and guards with a walk of

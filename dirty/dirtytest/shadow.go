@@ -40,11 +40,16 @@ func NewShadow(t testing.TB, pid int, track dirty.Tracker) *Shadow {
 // content any more.
 func (s *Shadow) Round() dirty.Pages {
 	s.t.Helper()
+	return s.look(s.track.Collect)
+}
+
+func (s *Shadow) look(look func([]proc.Mapping) (dirty.Pages, error)) dirty.Pages {
+	s.t.Helper()
 	maps, err := proc.ReadMaps(s.pid)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	p, err := s.track.Collect(maps)
+	p, err := look(maps)
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -12,33 +12,39 @@ import (
 	"github.com/pageferry/pageferry/transport"
 )
 
+// round is one of so many pages. Its store is closed after the fetcher.
+func (s *setup) round(pages int) Round {
+	s.t.Helper()
+	st, err := pagestore.Create("test-round")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	all := page.Range{Start: base, End: base + page.Addr(pages)*page.Size}
+	src, err := st.AddSource(0, page.NewSet(all), page.Set{}, page.Set{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if _, err := st.AddSpace(src, 1, -1, -1, []pagestore.Segment{{Dst: all, Src: base}}); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() {
+		s.fetch.Close() // no lane looks at it any more
+		if err := st.Close(); err != nil {
+			s.t.Error(err)
+		}
+	})
+	return Round{Store: st, Placer: &placer{t: s.t, st: st, placed: map[page.Space]map[page.Num]int{}}}
+}
+
 // TestLaneLostInRound: what a lost lane owed is not fetched again on another and
 // taken for the round, and the next round is not the worse for a lane lost before it.
 func TestLaneLostInRound(t *testing.T) {
 	s := newSetup(t, nil, func(*FetcherConfig) {})
 	round := func() (*pagestore.Store, chan error) {
-		st, err := pagestore.Create("test-round")
-		if err != nil {
-			t.Fatal(err)
-		}
-		all := page.Range{Start: base, End: base + 2000*page.Size}
-		src, err := st.AddSource(0, page.NewSet(all), page.Set{}, page.Set{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := st.AddSpace(src, 1, -1, -1, []pagestore.Segment{{Dst: all, Src: base}}); err != nil {
-			t.Fatal(err)
-		}
+		r := s.round(2000)
 		done := make(chan error, 1)
-		place := &placer{t: t, st: st, placed: map[page.Space]map[page.Num]int{}}
-		go func() { done <- s.fetch.Round(t.Context(), Round{Store: st, Placer: place}) }()
-		t.Cleanup(func() {
-			s.fetch.Close() // no lane looks at it any more
-			if err := st.Close(); err != nil {
-				t.Error(err)
-			}
-		})
-		return st, done
+		go func() { done <- s.fetch.Round(t.Context(), r) }()
+		return r.Store, done
 	}
 	end := func(done chan error) error {
 		t.Helper()
@@ -81,29 +87,12 @@ func TestLaneLostInRound(t *testing.T) {
 // TestRoundOfSmallWindow: a window that has no room for a chunk asks for less at once.
 func TestRoundOfSmallWindow(t *testing.T) {
 	s := newSetup(t, nil, func(*FetcherConfig) {})
-	st, err := pagestore.Create("test-round")
-	if err != nil {
-		t.Fatal(err)
-	}
-	all := page.Range{Start: base, End: base + 100*page.Size}
-	src, err := st.AddSource(0, page.NewSet(all), page.Set{}, page.Set{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := st.AddSpace(src, 1, -1, -1, []pagestore.Segment{{Dst: all, Src: base}}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		s.fetch.Close()
-		if err := st.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	r := s.round(100)
+	r.Window, r.Chunk = 4*page.Size, 8*page.Size
 	s.connect(transport.Bulk)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	place := &placer{t: t, st: st, placed: map[page.Space]map[page.Num]int{}}
-	if err := s.fetch.Round(ctx, Round{Store: st, Placer: place, Window: 4 * page.Size, Chunk: 8 * page.Size}); err != nil {
+	if err := s.fetch.Round(ctx, r); err != nil {
 		t.Fatal(err)
 	}
 }
