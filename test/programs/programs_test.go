@@ -128,7 +128,10 @@ func TestDamageIsFound(t *testing.T) {
 	start, end := anonymous(t, p.Pid(), 2<<20)
 	for at := start + 1000; at < end; at += 4096 {
 		if _, err := mem.WriteAt([]byte{0x5a}, at); err != nil {
-			t.Fatal(err)
+			if at == start+1000 {
+				t.Fatal(err)
+			}
+			break // it has noticed already, and ended
 		}
 	}
 	select {
