@@ -84,6 +84,13 @@ func PageOf(a Addr) Range { return Range{a.Floor(), a.Floor() + Size} }
 // space 0 only.
 type Space uint32
 
+// FirstFileSpace is the first space that is not an address space but a file which
+// the process has mapped privately: space FirstFileSpace+i is the i-th entry of
+// MappedFiles of the image, and page n lies at offset n*Size of that file. What the
+// file lacks, behind its end and in its last page, is zero. No file changes: the
+// source keeps open what the process has mapped.
+const FirstFileSpace Space = 1 << 16
+
 // Priority orders those who wait for a page.
 type Priority uint8
 

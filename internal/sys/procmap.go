@@ -25,5 +25,13 @@ type ProcmapQuery struct {
 	idAddr     uint64
 }
 
-// PROCMAP_QUERY_VMA_SHARED.
-const ProcmapVMAShared = 0x08
+// PROCMAP_QUERY_VMA_*.
+const (
+	ProcmapVMAReadable   = 0x01
+	ProcmapVMAWritable   = 0x02
+	ProcmapVMAExecutable = 0x04
+	ProcmapVMAShared     = 0x08
+)
+
+// PROCMAP_QUERY_COVERING_OR_NEXT_VMA.
+const procmapOrNext = 0x10
