@@ -25,6 +25,11 @@ func (a *arriving) resume(ctx context.Context, c *control, m *resumeMsg) (resume
 	if a.behind {
 		return resumeAckMsg{}, errBehind
 	}
+	if st == DestEmpty {
+		// Its offer was not taken up, and is not going to be: the connection that it came
+		// on is an old one. Nothing was journalled, so a restart would know nothing either.
+		return resumeAckMsg{}, nil
+	}
 	if st == DestAborted {
 		// It could not be ended or forgotten so far: until it is, the source must
 		// not hear of it.

@@ -43,7 +43,7 @@ type Offer struct {
 	Kernel       string   `cbor:"12,keyasint"`
 	Machine      string   `cbor:"13,keyasint"`
 	Listeners    []string `cbor:"14,keyasint"` // addresses that must exist there, "tcp 10.0.0.1:6379"
-	Files        []string `cbor:"15,keyasint"` // paths that must exist there
+	Files        []string `cbor:"15,keyasint"` // paths that must exist there; see MappedFiles
 	Directories  []string `cbor:"16,keyasint"`
 	PIDNamespace string   `cbor:"17,keyasint"` // auto, host or new
 	PlainPages   bool     `cbor:"18,keyasint"` // page lanes without TLS
@@ -64,6 +64,10 @@ type Offer struct {
 	// PGID and SID are its process group and session, as it sees them.
 	PGID int `cbor:"25,keyasint"`
 	SID  int `cbor:"26,keyasint"`
+	// MappedFiles are paths of files that are only mapped privately, and of the
+	// executable. Where they are not, or other ones are, the destination can map them
+	// from the source, unless Trap is uffd.
+	MappedFiles []string `cbor:"27,keyasint,omitempty"`
 }
 
 // Refusal says that a host will not take a process, before anything was touched.

@@ -113,6 +113,7 @@ type Progress struct {
 	ID     transport.MigrationID
 	Role   Role
 	Mode   Mode   // set at the destination
+	Trap   string // of the offer
 	State  string // of SourceState or DestState
 	Peer   string
 	Comm   string

@@ -16,10 +16,14 @@
 // not yet here. Demand requests go on the urgent lane, which has nothing else to
 // do, whether or not their page is in flight on another.
 //
+// Fetcher.Read is beside all that: pages into somebody's buffer, of which the store
+// knows nothing. Demands go on the urgent lane, what people read on bulk lanes before
+// the background stream, within a window of its own.
+//
 // A page that fails its checksum is never placed: its lane is closed and the
 // page asked for again on another.
 //
 // Ownership: Fetcher.Attach takes the lane. Each lane has one goroutine, which
 // ends with it; Fetcher.Close returns after all have. Lock order: a lane's send
-// lock, then Fetcher.mu. Sizes are in bytes unless a name says pages.
+// lock, then Fetcher.mu; a read's own is a leaf. Sizes are in bytes unless a name says pages.
 package stream

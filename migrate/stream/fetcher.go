@@ -86,6 +86,8 @@ type Fetcher struct {
 	closed  bool
 	flight  map[*pagestore.Source]*flight
 	redo    []piece
+	reads   readQueue
+	turn    int // of the lanes, in taking up reads
 	next    Next
 	cur     piece
 	told    struct{ eager, resident bool }
@@ -142,9 +144,8 @@ func (f *Fetcher) Attach(tl transport.Lane) error {
 	go l.run()
 	if l.urgent {
 		f.resendWaiting()
-	} else {
-		l.pump()
 	}
+	l.pump()
 	return nil
 }
 
@@ -215,7 +216,7 @@ func (f *Fetcher) Received() uint64 {
 }
 
 // DropLanes closes all lanes. What they owed is asked for again on lanes that
-// are attached later.
+// are attached later, but for what was read without a thread that waits for it.
 func (f *Fetcher) DropLanes() {
 	f.mu.Lock()
 	lanes := slices.Clone(f.lanes)
@@ -259,10 +260,12 @@ func (f *Fetcher) detach(l *lane) {
 		f.lanes = slices.Delete(slices.Clone(f.lanes), i, i+1)
 		f.st.Add(pagestore.WireIn, l.tl.Stats().BytesReceived)
 		for id, r := range l.reqs {
-			f.giveBack(r.src, r.left.Ranges())
+			f.giveBack(r, r.left.Ranges())
 			delete(l.reqs, id)
 		}
 		l.owed.Store(0)
+		l.reading.Store(0)
+		f.noBulk()
 	}
 	f.mu.Unlock()
 	if i >= 0 {
@@ -271,7 +274,12 @@ func (f *Fetcher) detach(l *lane) {
 }
 
 // giveBack makes pages that were asked for be asked for again; mu is held.
-func (f *Fetcher) giveBack(src *pagestore.Source, rs []page.Range) {
+func (f *Fetcher) giveBack(req *request, rs []page.Range) {
+	src := req.src
+	if req.read != nil {
+		f.readLost(req.read, rs)
+		return
+	}
 	if !f.current(src) {
 		return // of a round that was given up
 	}
@@ -293,18 +301,18 @@ func (f *Fetcher) flightOf(src *pagestore.Source) *flight {
 	return fl
 }
 
-// kick lets every bulk lane ask for more.
+// request is one for pages of src, to be placed.
+func (f *Fetcher) request(src *pagestore.Source) *request {
+	return &request{space: src.ID(), src: src, placer: f.now.Load().placer}
+}
+
+// kick lets every lane ask for more.
 func (f *Fetcher) kick() {
 	f.mu.Lock()
 	lanes := f.lanes
 	f.mu.Unlock()
 	for _, l := range lanes {
-		// Whoever holds the lock is asking already, or waits for a lane that
-		// stalls; the next tick comes soon.
-		if !l.urgent && l.sendMu.TryLock() {
-			l.pumpLocked()
-			l.sendMu.Unlock()
-		}
+		l.pump()
 	}
 }
 
@@ -352,7 +360,7 @@ func (f *Fetcher) watch() {
 			lanes := f.lanes
 			idle := f.started && f.next == nil && len(f.redo) == 0
 			for _, l := range lanes {
-				idle = idle && len(l.reqs) == 0
+				idle = idle && !l.fetching()
 			}
 			if idle && !f.now.Load().st.Resident() {
 				f.rewind()

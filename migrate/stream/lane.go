@@ -1,7 +1,6 @@
 package stream
 
 import (
-	"errors"
 	"fmt"
 	"runtime"
 	"sync"
@@ -23,6 +22,8 @@ type lane struct {
 	dropped  atomic.Bool  // by us: nobody is told
 	progress atomic.Int64 // when something came, or was asked for while nothing was owed
 	owed     atomic.Int64 // bytes
+	reading  atomic.Int64 // those of them that are of reads; both change under Fetcher.mu
+	again    atomic.Bool  // whoever holds sendMu looks once more for what to ask
 	why      atomic.Pointer[error]
 
 	sendMu sync.Mutex
@@ -41,8 +42,10 @@ type lane struct {
 
 // request is what was asked for and has not come.
 type request struct {
-	src    *pagestore.Source
+	space  page.Space
+	src    *pagestore.Source // nil for a read
 	placer Placer
+	read   *read // nil for pages of the process
 	left   page.Set
 }
 
@@ -104,17 +107,23 @@ func (l *lane) receive() error {
 	}
 }
 
-// refused ends the lane with the source's reason. Asking again on the same lane
-// would get the same answer.
+// refused ends the lane with the source's reason, as asking again on the same lane
+// would get the same answer. The reason why a read was refused is its own: nothing
+// says that the process's pages cannot be had.
 func (l *lane) refused(fr transport.Frame) error {
 	r, err := wire.ParseRefuse(fr.Meta)
 	if err != nil {
 		return fmt.Errorf("%w: %w", transport.ErrDamaged, err)
 	}
+	reason := fmt.Errorf("%w: %v: %s", ErrRefused, r.Code, r.Text)
 	if r.Code == wire.RefuseGone {
-		return fmt.Errorf("%w: %w: %s", ErrRefused, ErrGone, r.Text)
+		reason = fmt.Errorf("%w: %w: %s", ErrRefused, ErrGone, r.Text)
 	}
-	return fmt.Errorf("%w: %v: %s", ErrRefused, r.Code, r.Text)
+	if l.readRefused(r.ID, reason) {
+		l.pump()
+		return nil
+	}
+	return reason
 }
 
 // take verifies and places what a Pages frame brought.
@@ -136,20 +145,38 @@ func (l *lane) take(fr transport.Frame) error {
 	if err := l.came(req, p.Runs, fr.Flags&wire.FlagLast != 0); err != nil {
 		return err
 	}
-	if !l.urgent {
+	if !l.urgent || req.read != nil {
 		l.pump() // so that the source has something to do while these are placed
 	}
+	done, err := l.put(req, p, data)
+	if err != nil {
+		f.mu.Lock()
+		for _, run := range p.Runs[done:] {
+			f.giveBack(req, []page.Range{run.Range()})
+		}
+		f.mu.Unlock()
+	}
+	return err
+}
+
+// put decodes and verifies runs, one after the other, and hands them on. It returns
+// how many were.
+func (l *lane) put(req *request, p *wire.Pages, data []byte) (int, error) {
 	if err := l.decoder(p); err != nil {
-		return err
+		return 0, err
 	}
 	l.dec.Begin(p, data)
 	for i, run := range p.Runs {
 		content, err := l.dec.Next()
 		if err != nil {
-			f.st.Add(pagestore.Bad, 1)
-			err = fmt.Errorf("%w: %w", transport.ErrDamaged, err)
+			l.f.st.Add(pagestore.Bad, 1)
+			return i, fmt.Errorf("%w: %w", transport.ErrDamaged, err)
 		}
 		r := run.Range()
+		if req.read != nil {
+			l.f.fill(req.read, r, content)
+			continue
+		}
 		// A run may cross from one range of the source into the next.
 		req.src.Each(r, func(part page.Range, first int) {
 			if err == nil {
@@ -162,15 +189,10 @@ func (l *lane) take(fr transport.Frame) error {
 			}
 		})
 		if err != nil {
-			f.mu.Lock()
-			for _, run := range p.Runs[i:] {
-				f.giveBack(req.src, []page.Range{run.Range()})
-			}
-			f.mu.Unlock()
-			return err
+			return i, err
 		}
 	}
-	return nil
+	return len(p.Runs), nil
 }
 
 // decoder sees to it that there is one, and that it has room of its own for what
@@ -209,10 +231,11 @@ func (l *lane) came(req *request, runs []wire.Run, last bool) (err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	owed := req.left.Bytes()
+	defer func() { l.paid(req, owed) }()
 	for i, run := range runs {
 		r := run.Range()
 		var n uint64
-		if run.Space != req.src.ID() {
+		if run.Space != req.space {
 			err = fmt.Errorf("%w: pages of another address space", transport.ErrDamaged)
 		} else {
 			for _, c := range req.left.Remove(r) {
@@ -224,16 +247,15 @@ func (l *lane) came(req *request, runs []wire.Run, last bool) (err error) {
 		}
 		if err != nil {
 			for _, run := range runs[:i+1] {
-				f.giveBack(req.src, []page.Range{run.Range()})
+				f.giveBack(req, []page.Range{run.Range()})
 			}
 			return err
 		}
 	}
-	l.owed.Add(int64(req.left.Bytes()) - int64(owed))
 	if last && !req.left.Empty() {
 		err = fmt.Errorf("%w: an answer that leaves out what was asked", transport.ErrDamaged)
 		for _, run := range runs {
-			f.giveBack(req.src, []page.Range{run.Range()})
+			f.giveBack(req, []page.Range{run.Range()})
 		}
 		return err
 	}
@@ -271,91 +293,11 @@ func (l *lane) place(req *request, kind wire.RunKind, r page.Range, first int, d
 	}
 	f.log.Warn("pages cannot be placed, trying again", "range", r, "err", err)
 	f.mu.Lock()
-	f.giveBack(src, []page.Range{r})
+	f.giveBack(req, []page.Range{r})
 	f.mu.Unlock()
 	if l.fails++; l.fails > 100 {
 		return fmt.Errorf("stream: place %v: %w", r, err)
 	}
 	time.Sleep(time.Duration(l.fails) * time.Millisecond) // memory is short
 	return nil
-}
-
-// pump asks for more until the window is full or there is nothing to ask for.
-func (l *lane) pump() {
-	l.sendMu.Lock()
-	defer l.sendMu.Unlock()
-	l.pumpLocked()
-}
-
-func (l *lane) pumpLocked() {
-	for {
-		w := l.f.now.Load()
-		if w.window-int(l.owed.Load()) < w.chunk {
-			return
-		}
-		src, rs := l.f.take(w.chunk >> page.Shift)
-		if src == nil || !l.send(src, rs) {
-			return
-		}
-	}
-}
-
-// askPages asks for single pages.
-func (l *lane) askPages(space page.Space, pages []page.Num) {
-	src := l.f.now.Load().st.Source(space)
-	if src == nil {
-		return
-	}
-	l.sendMu.Lock()
-	defer l.sendMu.Unlock()
-	for len(pages) > 0 {
-		k := min(len(pages), maxRuns)
-		var set page.Set
-		for _, n := range pages[:k] {
-			set.Add(page.PageOf(n.Addr()))
-		}
-		pages = pages[k:]
-		l.f.mu.Lock()
-		fl := l.f.flightOf(src)
-		l.f.mu.Unlock()
-		for _, r := range set.Ranges() {
-			src.Each(r, func(p page.Range, i int) { fl.out.AtomicSetRange(i, i+p.Pages()) })
-		}
-		if !l.send(src, set.Ranges()) {
-			return
-		}
-	}
-}
-
-// send sends one request; sendMu is held. It reports whether the lane lives.
-func (l *lane) send(src *pagestore.Source, rs []page.Range) bool {
-	req := &request{src: src, placer: l.f.now.Load().placer, left: page.NewSet(rs...)}
-	id := l.f.nextID.Add(1)
-	l.f.mu.Lock()
-	attached := false
-	for _, o := range l.f.lanes {
-		attached = attached || o == l
-	}
-	if !attached {
-		l.f.giveBack(src, rs)
-		l.f.mu.Unlock()
-		return false
-	}
-	l.reqs[id] = req
-	l.f.mu.Unlock()
-	l.want.ID, l.want.Runs = id, l.want.Runs[:0]
-	for _, r := range rs {
-		l.want.Runs = append(l.want.Runs, wire.Run{Space: src.ID(), Count: uint32(r.Pages()), First: r.Start.Page()})
-	}
-	l.meta = wire.AppendWant(l.meta[:0], l.want)
-	if l.owed.Add(int64(req.left.Bytes())) == int64(req.left.Bytes()) {
-		l.progress.Store(time.Now().UnixNano())
-	}
-	if err := l.tl.Send(transport.Frame{Type: wire.TypeWant, Meta: l.meta}); err != nil {
-		if !errors.Is(err, transport.ErrClosed) {
-			l.fail(err)
-		}
-		return false
-	}
-	return true
 }

@@ -13,10 +13,14 @@ import (
 // NewLocalLane returns a lane with a server behind it, without a wire between:
 // for pages that come from a file on this host. Payloads come from pool.
 func NewLocalLane(id transport.LaneID, reader PageReader, pool *transport.Pool) transport.Lane {
-	l := &localLane{id: id, done: make(chan struct{}), wants: make(chan []byte, 64)}
+	l := &localLane{id: id, done: make(chan struct{}), wants: make(chan []byte, maxWants)}
 	l.answer = answer{reader: reader, pool: pool, done: l.done, enc: codec.NewEncoder(codec.EncoderConfig{})}
 	return l
 }
+
+// maxWants is more requests than windows have room for, in the background and of
+// reads: a lane's own receiver sends some of them, and must not wait for itself.
+const maxWants = 256
 
 type localLane struct {
 	id     transport.LaneID

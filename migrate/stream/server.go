@@ -189,6 +189,9 @@ func (a *answer) next() (transport.Frame, error) {
 		return transport.Frame{Type: wire.TypeRefuse, Meta: a.meta}, nil
 	}
 	a.pages.ID = a.want.ID
+	if space >= page.FirstFileSpace {
+		a.enc.SetRound(codec.Round{}) // in a round, too, nobody could read there what these stood on
+	}
 	buf.SetLen(a.enc.Encode(&a.pages, space, a.ranges, buf.Bytes()))
 	f := transport.Frame{Type: wire.TypePages, Payload: buf}
 	if len(a.want.Runs) == 0 {

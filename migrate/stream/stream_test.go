@@ -39,11 +39,17 @@ type reader struct {
 	delay atomic.Int64
 	fail  atomic.Pointer[error]
 	pages atomic.Int64
+	hook  func(page.Space, []page.Range) error // before anything is read; may be nil
 }
 
 func (r *reader) ReadPages(s page.Space, rs []page.Range, buf []byte) error {
 	if err := r.fail.Load(); err != nil {
 		return *err
+	}
+	if r.hook != nil {
+		if err := r.hook(s, rs); err != nil {
+			return err
+		}
 	}
 	time.Sleep(time.Duration(r.delay.Load()))
 	for _, x := range rs {
