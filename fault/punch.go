@@ -3,6 +3,7 @@ package fault
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/pageferry/pageferry/page"
@@ -14,34 +15,85 @@ import (
 // event is read, so it can be seen before. The event itself does not tell
 // MADV_REMOVE from MADV_DONTNEED, which keeps the content of shared memory.
 func punching(pid int) (out []page.Range) {
+	return advising(pid, unix.MADV_REMOVE)
+}
+
+// calls are the system calls that threads of a process are in, as far as they matter
+// to a Veil.
+type calls struct {
+	ranges   []page.Range // that are being given up, by MADV_DONTNEED and the like
+	moves    []move
+	changing bool // mappings
+	forking  bool
+}
+
+// move is a mremap of old bytes at from, which are size afterwards. stays: what was
+// moved stays mapped (MREMAP_DONTUNMAP).
+type move struct {
+	from, old, size page.Addr
+	stays           bool
+}
+
+func giving(pid int) (c calls) {
+	eachSyscall(pid, func(s string) {
+		if r, ok := parseAdvice(s, []uint32{unix.MADV_DONTNEED, unix.MADV_FREE, madvDontneedLocked}); ok {
+			c.ranges = append(c.ranges, r)
+		}
+		nr := -1
+		var from, was, is, flags uint64
+		_, _ = fmt.Sscanf(s, "%d 0x%x 0x%x 0x%x 0x%x", &nr, &from, &was, &is, &flags)
+		switch nr {
+		case unix.SYS_MREMAP:
+			c.moves = append(c.moves, move{page.Addr(from), page.Addr(was).Ceil(), page.Addr(is).Ceil(), flags&unix.MREMAP_DONTUNMAP != 0})
+			c.changing = true
+		case unix.SYS_MUNMAP, unix.SYS_BRK, unix.SYS_MMAP, unix.SYS_SHMAT, unix.SYS_SHMDT:
+			c.changing = true
+		case unix.SYS_FORK, unix.SYS_VFORK, unix.SYS_CLONE, unix.SYS_CLONE3:
+			c.forking = true
+		}
+	})
+	return c
+}
+
+// From <asm-generic/mman-common.h>, 5.18.
+const madvDontneedLocked = 24
+
+// advising lists the ranges for which threads of pid are in a madvise of one of
+// those kinds.
+func advising(pid int, advice ...uint32) (out []page.Range) {
+	eachSyscall(pid, func(s string) {
+		if r, ok := parseAdvice(s, advice); ok {
+			out = append(out, r)
+		}
+	})
+	return out
+}
+
+// eachSyscall calls f with what proc_pid_syscall(5) says of each thread of pid.
+func eachSyscall(pid int, f func(s string)) {
 	if pid <= 0 {
-		return nil
+		return
 	}
 	dir := fmt.Sprintf("/proc/%d/task", pid)
 	tasks, err := os.ReadDir(dir)
 	if err != nil {
-		return nil
+		return
 	}
 	for _, e := range tasks {
-		b, err := os.ReadFile(dir + "/" + e.Name() + "/syscall")
-		if err != nil {
-			continue
-		}
-		if r, ok := parsePunch(string(b)); ok {
-			out = append(out, r)
+		if b, err := os.ReadFile(dir + "/" + e.Name() + "/syscall"); err == nil {
+			f(string(b))
 		}
 	}
-	return out
 }
 
-// parsePunch reads /proc/PID/task/TID/syscall (proc_pid_syscall(5)).
-func parsePunch(s string) (page.Range, bool) {
+// parseAdvice reads /proc/PID/task/TID/syscall (proc_pid_syscall(5)).
+func parseAdvice(s string, kinds []uint32) (page.Range, bool) {
 	var nr int
 	var start, length, advice uint64
 	if n, err := fmt.Sscanf(strings.TrimSpace(s), "%d 0x%x 0x%x 0x%x", &nr, &start, &length, &advice); n != 4 || err != nil {
 		return page.Range{}, false
 	}
-	if nr != unix.SYS_MADVISE || uint32(advice) != unix.MADV_REMOVE || start+length < start {
+	if nr != unix.SYS_MADVISE || !slices.Contains(kinds, uint32(advice)) || start+length < start {
 		return page.Range{}, false
 	}
 	return page.Range{Start: page.Addr(start).Floor(), End: page.Addr(start + length).Ceil()}, true

@@ -22,7 +22,7 @@ func TestParsePunch(t *testing.T) {
 		{"-1 0x7ffc 0x7f12", page.Range{}, false},
 		{"", page.Range{}, false},
 	} {
-		r, ok := parsePunch(c.text)
+		r, ok := parseAdvice(c.text, []uint32{9})
 		if ok != c.ok || r != c.want {
 			t.Errorf("%q: %v, %v; want %v, %v", c.text, r, ok, c.want, c.ok)
 		}

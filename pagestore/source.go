@@ -18,6 +18,7 @@ const (
 	sEagerLen
 	sHot
 	sHotLen
+	sVeil       // where what is known of veiled memory begins, 0 without
 	sourceWords = 8
 )
 
@@ -100,6 +101,8 @@ type Source struct {
 	spaces atomic.Pointer[[]*Space] // that need its pages; replaced under Store.mu
 	// eagerFrom is a lower bound of the first eager page that is missing.
 	eagerFrom atomic.Int64
+	veil      int // see Veil
+	gone      atomic.Pointer[page.Bitmap]
 }
 
 // ID is what the source calls it.
@@ -183,7 +186,7 @@ func (s *Store) loadSource(slot int) (*Source, error) {
 			src.hot = src.spans(rs)
 		}
 	}
-	return src, nil
+	return src, src.loadVeil()
 }
 
 // Spaces are the live spaces that need pages of s.

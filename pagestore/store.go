@@ -61,6 +61,7 @@ const (
 	Bad                    // pages whose checksum was wrong
 	Lanes                  // lanes lost
 	WireIn                 // bytes received on lanes that are gone
+	Kept                   // pages that were here before
 	counters
 )
 

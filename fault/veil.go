@@ -1,0 +1,334 @@
+package fault
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/pageferry/pageferry/internal/sys"
+	"github.com/pageferry/pageferry/page"
+	"github.com/pageferry/pageferry/pagestore"
+	"golang.org/x/sys/unix"
+)
+
+// VeilConfig is what a Veil works with. All functions must be set.
+type VeilConfig struct {
+	// Source is what the veiled memory has its content from. Source.Veil was
+	// called.
+	Source *pagestore.Source
+	// PID is the process that arrived, whose is the first of Source.VeilFDs.
+	PID int
+	// Views is all that is veiled, as it is at the source.
+	Views page.Set
+	// Processes are those that may see veiled memory: the one that arrived, and
+	// what it forked.
+	Processes func() ([]int, error)
+	// Locate tells which pages of the source process pid sees at its addresses r,
+	// in order; nothing of what is not veiled. one says that no more than one
+	// mapping was found.
+	Locate func(pid int, r page.Range) (src []page.Range, one bool, err error)
+	// Shows tells which pages of src process pid sees, and where.
+	Shows func(pid int, src page.Range) (at []page.Range, from []page.Range, err error)
+	// Invalidate makes the kernel forget what it has cached of src. It may wait
+	// for reads that are being answered.
+	Invalidate func(src page.Range) error
+	// Own gives process pid, which stands still, copies of its own of its pages of
+	// at, wherever it has none.
+	Own func(pid int, at page.Range) error
+	// Blank makes the pages at r of process pid, which sees src there, zero. Nobody in
+	// the process knows yet that they are there.
+	Blank func(pid int, r, src page.Range) error
+	// Freeze begins to stop all those processes, Frozen reports whether they stand
+	// still, and Thaw lets them go.
+	Freeze, Thaw func() error
+	Frozen       func() (bool, error)
+	Log          *slog.Logger // nil discards
+}
+
+// Veil sees to it that veiled memory behaves as anonymous memory does: what a
+// program gives up (MADV_DONTNEED, MADV_FREE) is zero when it is touched next,
+// where a private mapping of a file would show the file again.
+//
+// A userfaultfd, registered for write protection that is never used, tells of it
+// (Linux 6.7; the only mode that a mapping of any file system takes). The call
+// waits until its event is read. So what it gives up is looked for before that,
+// in /proc/PID/task/TID/syscall, and made zero in the file and in the page cache;
+// then the event is read, and the call goes on.
+//
+// The file is one for all processes that a fork has made. Where there are others,
+// they get copies of their own first, and stand still for it; as they do where it
+// cannot be seen who gives up what (io_uring, process_madvise by another). Then the
+// event is read with the program half stopped: in that moment another of its
+// threads could still find the old content.
+//
+// One goroutine (Run), not that of the Trap: stopping a program waits for threads
+// that wait for pages.
+type Veil struct {
+	cfg  VeilConfig
+	src  *pagestore.Source
+	log  *slog.Logger
+	wake int
+
+	memory memory
+	moves  []mover // that were under way when the program was being stopped
+
+	once    sync.Once
+	stop    atomic.Bool
+	running sync.WaitGroup
+}
+
+// VeilFeatures are those of a userfaultfd for it.
+const VeilFeatures = sys.UffdFeatureWPAsync | sys.UffdFeaturePagefaultFlagWP | sys.UffdFeatureWPUnpopulated |
+	sys.UffdFeatureEventRemove | sys.UffdFeatureEventRemap | sys.UffdFeatureEventUnmap | sys.UffdFeatureEventFork
+
+// NewVeil returns one that serves what Source.VeilFDs lists.
+func NewVeil(cfg VeilConfig) (*Veil, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("fault: eventfd: %w", err)
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Veil{cfg: cfg, src: cfg.Source, log: cfg.Log, wake: fd, memory: memory{by: map[int]*seen{}}}, nil
+}
+
+// Run serves until Close. It must be called once at most.
+func (v *Veil) Run() error {
+	v.running.Add(1)
+	defer v.running.Done()
+	for !v.stop.Load() {
+		fds := []unix.PollFd{{Fd: int32(v.wake), Events: unix.POLLIN}}
+		for _, fd := range v.src.VeilFDs() {
+			fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
+		}
+		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("fault: poll: %w", err)
+		}
+		for _, p := range fds[1:] {
+			switch {
+			case p.Revents&unix.POLLIN != 0:
+				if err := v.serve(int(p.Fd)); err != nil {
+					v.log.Error("memory that the program gave up", "err", err)
+				}
+			case p.Revents != 0:
+				v.drop(int(p.Fd))
+			}
+		}
+	}
+	return nil
+}
+
+// Close ends Run. Userfaultfds stay open. Idempotent.
+func (v *Veil) Close() error {
+	v.once.Do(func() {
+		v.Halt()
+		_ = unix.Close(v.wake)
+	})
+	return nil
+}
+
+// Halt ends Run and returns when it has.
+func (v *Veil) Halt() {
+	v.stop.Store(true)
+	one := [8]byte{1}
+	_, _ = unix.Write(v.wake, one[:])
+	v.running.Wait()
+}
+
+// Leave closes the userfaultfds. Nothing is veiled any more.
+func (v *Veil) Leave() {
+	for _, fd := range v.src.VeilFDs() {
+		v.drop(fd)
+	}
+}
+
+func (v *Veil) drop(fd int) {
+	v.src.DropVeilFD(fd)
+	_ = unix.Close(fd)
+}
+
+// giver is a process in a call that gives up r.
+type giver struct {
+	pid int
+	r   page.Range
+}
+
+// doing is what the programs are at.
+type doing struct {
+	pids              []int
+	givers            []giver
+	changing, forking bool
+	moves             []mover
+}
+
+// mover is a process in a mremap.
+type mover struct {
+	pid int
+	move
+}
+
+func (v *Veil) look() (d doing, err error) {
+	if d.pids, err = v.cfg.Processes(); err != nil {
+		return d, err
+	}
+	for _, pid := range d.pids {
+		calls := giving(pid)
+		for _, r := range calls.ranges {
+			d.givers = append(d.givers, giver{pid, r})
+		}
+		for _, m := range calls.moves {
+			d.moves = append(d.moves, mover{pid, m})
+		}
+		d.changing, d.forking = d.changing || calls.changing, d.forking || calls.forking
+	}
+	return d, nil
+}
+
+// serve deals with the next event of fd.
+func (v *Veil) serve(fd int) error {
+	d, err := v.look()
+	if err != nil {
+		return err
+	}
+	known := len(d.givers) > 0 || d.changing || d.forking
+	if len(d.pids) != 1 || !known || !v.ahead(d) {
+		return v.standing()
+	}
+	m, ok := v.read(fd, 0)
+	if !ok {
+		return nil
+	}
+	if m.Event == sys.UffdEventRemove && !slices.ContainsFunc(d.givers, func(g giver) bool { return g.r.Covers(addrs(m.Start, m.End)) }) {
+		return v.standing() // with what was read
+	}
+	v.moves = nil
+	v.src.ClearVeilEvents()
+	return nil
+}
+
+// ahead gives up what the one process is giving up, before its calls go on: what it
+// advises, and what it has unmapped, for a mapping that grows (mremap) would show
+// that again. It reports whether that could be told.
+func (v *Veil) ahead(d doing) bool {
+	var all []page.Range
+	for _, g := range d.givers {
+		src, one, err := v.cfg.Locate(g.pid, g.r)
+		if err != nil || !one || v.doubles(g.pid, g.r) {
+			return false
+		}
+		all = append(all, src...)
+	}
+	if d.changing {
+		lost, err := v.lost(d.pids[0], d.moves)
+		if err != nil {
+			return false
+		}
+		all = append(all, lost.Ranges()...)
+	}
+	return v.giveUp(all) == nil
+}
+
+func (v *Veil) giveUp(src []page.Range) (err error) {
+	for _, r := range src {
+		v.src.GiveUp(r)
+	}
+	for _, r := range src {
+		err = errors.Join(err, v.cfg.Invalidate(r))
+	}
+	return err
+}
+
+// read reads one event of fd into slot k, notes whose it is, and follows forks.
+func (v *Veil) read(fd, k int) (m sys.UffdMsg, ok bool) {
+	d, err := v.look() // before: the event's reading lets the call go on
+	if err != nil {
+		return m, false
+	}
+	v.src.SetVeilPID(k, v.only(fd, d.pids))
+	n, err := sys.ReadNow(fd, v.src.VeilSlot(k))
+	if n <= 0 {
+		if err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
+			v.drop(fd)
+		}
+		return m, false
+	}
+	m, _, ok = v.src.VeilEvent(k)
+	v.moves = append(v.moves, d.moves...)
+	switch m.Event {
+	case sys.UffdEventFork:
+		v.adopt(m.ForkFD)
+	case sys.UffdEventRemove:
+		who := slices.DeleteFunc(d.givers, func(g giver) bool { return !g.r.Covers(addrs(m.Start, m.End)) })
+		if len(who) > 0 && !slices.ContainsFunc(who, func(g giver) bool { return g.pid != who[0].pid }) {
+			v.src.SetVeilPID(k, who[0].pid)
+		}
+	}
+	return m, ok
+}
+
+// only is the one process that fd can be of, or 0.
+func (v *Veil) only(fd int, pids []int) int {
+	if fd == v.src.VeilFDs()[0] {
+		return v.cfg.PID
+	}
+	rest := slices.DeleteFunc(slices.Clone(pids), func(pid int) bool { return pid == v.cfg.PID })
+	if len(rest) == 1 {
+		return rest[0]
+	}
+	return 0
+}
+
+// adopt takes up the userfaultfd of a child.
+func (v *Veil) adopt(fd int) {
+	for _, old := range v.src.VeilFDs() {
+		// Those of children that have ended: the kernel says so to any request.
+		if errors.Is(sys.UffdWake(old, lowest, page.Size), unix.ESRCH) {
+			v.drop(old)
+		}
+	}
+	high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, FirstFD)
+	if err == nil {
+		_ = unix.SetNonblock(high, true)
+		err = v.src.AddVeilFD(high)
+	}
+	if err != nil {
+		// It is kept open: the child waits where it gives memory up, instead of
+		// finding there what it had given up.
+		v.log.Error("a forked child cannot be followed: it stops where it gives memory up", "err", err)
+		return
+	}
+	_ = unix.Close(fd)
+}
+
+// Inherit takes up what a pager that was killed had read of forks. adopt fetches a
+// descriptor of it. Call it before Recover.
+func (v *Veil) Inherit(adopt func(fd int) (int, error)) {
+	for k := range pagestore.MaxVeilEvents {
+		m, _, ok := v.src.VeilEvent(k)
+		if !ok || m.Event != sys.UffdEventFork {
+			continue
+		}
+		if fd, err := adopt(m.ForkFD); err == nil {
+			if err := v.src.AddVeilFD(fd); err != nil {
+				v.log.Error("a forked child cannot be followed: it stops where it gives memory up", "err", err)
+			}
+		} // else it had been taken up already
+	}
+}
+
+// Recover goes on where a pager that was killed may have been. Call it before Run,
+// with the file being served: it may wait for pages.
+func (v *Veil) Recover() error {
+	if err := v.cfg.Invalidate(everything); err != nil {
+		return err
+	}
+	if v.src.Stopping() {
+		return v.standing()
+	}
+	v.src.ClearVeilEvents()
+	return nil
+}

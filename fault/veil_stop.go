@@ -1,0 +1,117 @@
+package fault
+
+import (
+	"errors"
+	"time"
+
+	"github.com/pageferry/pageferry/internal/sys"
+	"github.com/pageferry/pageferry/page"
+	"github.com/pageferry/pageferry/pagestore"
+)
+
+// standing deals with all events that there are, the program standing still.
+func (v *Veil) standing() error {
+	v.src.SetStopping(true)
+	if err := v.cfg.Freeze(); err != nil {
+		return err
+	}
+	return v.finish()
+}
+
+// finish goes on where the program is being stopped.
+func (v *Veil) finish() error {
+	k := 0
+	for _, _, ok := v.src.VeilEvent(k); ok && k < pagestore.MaxVeilEvents; _, _, ok = v.src.VeilEvent(k) {
+		k++
+	}
+	for begin := time.Now(); ; {
+		for _, fd := range v.src.VeilFDs() {
+			for k < pagestore.MaxVeilEvents {
+				if _, ok := v.read(fd, k); !ok {
+					break
+				}
+				k++
+			}
+		}
+		still, err := v.cfg.Frozen()
+		if err != nil {
+			return err
+		}
+		if still || k == pagestore.MaxVeilEvents {
+			break
+		}
+		// Who waits for a page is not still before that is here.
+		if v.stop.Load() {
+			return nil // the next pager finds it as it is
+		}
+		time.Sleep(min(time.Since(begin)/4+20*time.Microsecond, 5*time.Millisecond))
+	}
+	err := v.apply()
+	v.moves = nil
+	v.src.ClearVeilEvents()
+	v.src.SetStopping(false)
+	return errors.Join(err, v.cfg.Thaw())
+}
+
+// apply gives up what the events say. Nobody executes anything.
+func (v *Veil) apply() error {
+	pids, err := v.cfg.Processes()
+	if err != nil {
+		return err
+	}
+	var src page.Set // that is given up
+	gone := map[int]*page.Set{}
+	for _, pid := range pids {
+		gone[pid] = new(page.Set)
+	}
+	for k := range pagestore.MaxVeilEvents {
+		m, pid, ok := v.src.VeilEvent(k)
+		if !ok {
+			break
+		}
+		if m.Event != sys.UffdEventRemove {
+			continue
+		}
+		if gone[pid] == nil {
+			if pid == 0 { // nobody must lose what another gave up
+				v.log.Error("a program gave memory up in a way that does not tell which of several it was: it may find its old content there",
+					"range", addrs(m.Start, m.End))
+			}
+			continue
+		}
+		gone[pid].Add(addrs(m.Start, m.End))
+		from, _, lerr := v.cfg.Locate(pid, addrs(m.Start, m.End))
+		err = errors.Join(err, lerr)
+		for _, r := range from {
+			src.Add(r)
+		}
+	}
+	for _, pid := range pids {
+		lost, lerr := v.lost(pid, v.moves)
+		err = errors.Join(err, lerr)
+		src = page.Union(&src, &lost)
+	}
+	for _, pid := range pids {
+		err = errors.Join(err, v.keep(pid, &src, gone[pid]))
+	}
+	return errors.Join(err, v.giveUp(src.Ranges()))
+}
+
+// keep gives pid copies of what it sees of src, but where it is gone, or its own.
+func (v *Veil) keep(pid int, src, gone *page.Set) (err error) {
+	v.memory.mu.Lock()
+	defer v.memory.mu.Unlock()
+	s := v.of(pid)
+	for _, g := range s.sights {
+		for _, r := range src.Intersect(g.src) {
+			start := g.at.Start + (r.Start - g.src.Start)
+			at := page.NewSet(page.Range{Start: start, End: start + page.Addr(r.Bytes())})
+			at = page.Difference(&at, gone)
+			at = page.Difference(&at, &s.own)
+			for _, a := range at.Ranges() {
+				err = errors.Join(err, v.cfg.Own(pid, a))
+			}
+		}
+	}
+	return err
+}
