@@ -25,6 +25,7 @@ type capture struct {
 	objects  map[fds.FileKey]int
 	data     [][]page.Range // of each object, where it has content beyond its chunks
 	orphans  []page.Range   // private mappings of deleted files
+	files    *mappedFiles
 	refusals []string
 
 	timers      []proc.Timer
@@ -100,6 +101,7 @@ func (s *Session) capture(ctx context.Context) (_ *image.Image, _ []image.Memory
 	if err = errors.Join(err, serr, werr); err != nil {
 		return nil, nil, nil, err
 	}
+	c.listFiles()
 	c.maps = append(c.maps, shown...)
 	if err := c.mappings(); err != nil {
 		return nil, nil, nil, err

@@ -31,7 +31,7 @@ func (c *capture) mappings() error {
 		c.p.VMAs = append(c.p.VMAs, v)
 	}
 	slices.SortFunc(c.p.VMAs, func(a, b image.VMA) int { return cmp.Compare(a.Start, b.Start) })
-	return nil
+	return c.executable()
 }
 
 // unmovable are mappings whose content is not the process's, by their flag.
@@ -129,6 +129,7 @@ func (c *capture) classifyFile(m *proc.Mapping, v *image.VMA) error {
 	default:
 		v.Kind = image.VMAFile
 	}
+	c.mapsFile(m, v)
 	return nil
 }
 

@@ -17,6 +17,11 @@
 // Track, Mappings, Windows and Layout are for copying pages while it runs.
 // Until Hold the death of this program lets the process run on at once, unharmed.
 //
+// A Settler is for a process at the destination: it replaces mappings of files of one
+// device, those of a FUSE mount, by plain memory, in many short stops, while the
+// process runs between them. Whatever this program dies of, each part of a mapping is
+// either as it was or replaced. MappedBy finds the processes.
+//
 // The subpackages: image is the state as data; inject makes system calls inside
 // another process; cgroup holds; fds and restore are its descriptors and its way
 // back to life; inspect says beforehand what can be carried; store keeps it on

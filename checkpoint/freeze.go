@@ -30,12 +30,17 @@ func (s *Session) Isolate(ctx context.Context) error {
 }
 
 // Survey reads what costs much to read, while the process still runs, so that a
-// Freeze soon after it need not. Freeze does it itself where there was none. What
-// SurveyBeside read a moment ago is not read again.
+// Freeze soon after it need not. Freeze does it itself where there was none, but for
+// the hashes of files. What SurveyBeside read a moment ago is not read again.
 func (s *Session) Survey() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.awaitReading()
+	if s.usable() == nil && !s.held && !s.survey.fresh() {
+		s.mu.Unlock() // it can take long, and others may have to end it
+		hashFiles(s.pid)
+		s.mu.Lock()
+	}
 	err := s.usable()
 	if err == nil && !s.held && !s.survey.fresh() {
 		s.survey, err = takeSurvey(s.pid)
@@ -269,7 +274,9 @@ func (s *Session) awaitStop(ctx context.Context, t *thread) error {
 			if tries > 2 {
 				// No other way to wait with a limit: a thread in a vfork or on
 				// a dead file server never stops.
-				time.Sleep(time.Duration(min(tries, 50)) * 10 * time.Microsecond)
+				// Not time.Sleep: the runtime's poller counts in milliseconds.
+				ts := unix.NsecToTimespec(int64(min(tries, 50)) * int64(10*time.Microsecond))
+				_ = unix.Nanosleep(&ts, nil)
 			}
 			continue
 		}

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 
 	"github.com/pageferry/pageferry/checkpoint/cgroup"
+	"github.com/pageferry/pageferry/checkpoint/image"
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/proc"
 	"golang.org/x/sys/unix"
@@ -41,6 +42,7 @@ type Session struct {
 
 	mem     atomic.Pointer[proc.Memory] // set from Freeze or Userfault on
 	windows atomic.Pointer[[]window]    // see Windows
+	files   atomic.Pointer[mappedFiles] // from Capture on, while it stands still
 
 	mu       sync.Mutex
 	own      cgroup.Group // where the process was and goes back to
@@ -239,7 +241,13 @@ func (s *Session) resume(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	maps, err := proc.ReadMaps(s.pid)
+	if err != nil {
+		return errors.Join(err, m.Close())
+	}
 	s.mem.Store(m)
+	look := &survey{pid: s.pid, ids: map[mappedKey]image.FileID{}}
+	s.setFiles(listMappedFiles(s.pid, maps, look.fileID))
 	s.held = true
 	return nil
 }
@@ -281,7 +289,13 @@ func (s *Session) Group() string {
 
 // ReadPages copies the pages of rs, one after the other, into buf. It may be
 // called from any goroutine after Freeze or Userfault, and does not touch the process.
+//
+// Spaces from page.FirstFileSpace on are the files of Image.MappedFiles. They can be
+// read after Capture, and of a process that was found held.
 func (s *Session) ReadPages(space page.Space, rs []page.Range, buf []byte) error {
+	if space >= page.FirstFileSpace {
+		return s.readFile(int(space-page.FirstFileSpace), rs, buf)
+	}
 	m := s.mem.Load()
 	if m == nil || space != 0 {
 		return &Error{"read pages of", s.pid, ErrState}
@@ -309,10 +323,11 @@ func (s *Session) Close() error {
 	return unix.Close(s.pidfd)
 }
 
-// closeMemory ends reading, also for those who are at it.
+// closeMemory ends reading, of files too, also for those who are at it.
 func (s *Session) closeMemory() {
 	if m := s.mem.Swap(nil); m != nil {
 		_ = m.Close()
 	}
 	s.closeWindows()
+	s.setFiles(nil)
 }

@@ -1,15 +1,11 @@
 package checkpoint
 
 import (
-	"bytes"
-	"debug/elf"
-	"encoding/hex"
 	"fmt"
-	"io"
 	"os"
 	"time"
 
-	"github.com/pageferry/pageferry/checkpoint/fds"
+	"github.com/pageferry/pageferry/checkpoint/fileid"
 	"github.com/pageferry/pageferry/checkpoint/image"
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/proc"
@@ -24,7 +20,7 @@ type survey struct {
 	pid  int
 	at   time.Time
 	maps []proc.Mapping
-	ids  map[fds.FileKey]image.FileID
+	ids  map[mappedKey]image.FileID
 	// beside: by SurveyBeside, for the Survey that follows.
 	beside bool
 }
@@ -49,6 +45,7 @@ func (s *Session) SurveyBeside() {
 	s.reading = done
 	go func() {
 		defer close(done)
+		hashFiles(s.pid)
 		read, err := takeSurvey(s.pid)
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -74,7 +71,7 @@ func takeSurvey(pid int) (*survey, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &survey{pid: pid, at: time.Now(), maps: maps, ids: make(map[fds.FileKey]image.FileID)}
+	s := &survey{pid: pid, at: time.Now(), maps: maps, ids: make(map[mappedKey]image.FileID)}
 	for i := range maps {
 		if m := &maps[i]; m.Ino != 0 {
 			// One that cannot be looked at now may be gone at the freeze.
@@ -121,71 +118,61 @@ func mapFile(pid int, r page.Range) string {
 
 // fileID describes the file behind a mapping.
 func (s *survey) fileID(m *proc.Mapping) (image.FileID, error) {
-	key := fds.FileKey{Dev: m.Dev, Ino: m.Ino}
+	key := keyOf(m)
 	if id, ok := s.ids[key]; ok {
 		return id, nil
 	}
-	var st unix.Stat_t
-	if err := unix.Stat(mapFile(s.pid, m.Range), &st); err != nil {
-		return image.FileID{}, proc.Gone(s.pid, &os.PathError{Op: "stat", Path: m.Name, Err: err})
-	}
-	id := image.FileID{Dev: st.Dev, Ino: st.Ino, Size: st.Size, MTimeNS: st.Mtim.Nano(), Mode: st.Mode}
-	if st.Mode&unix.S_IFMT == unix.S_IFREG && !m.Shared && m.Prot != 0 {
-		id.BuildID = buildID(mapFile(s.pid, m.Range))
+	id, err := s.describe(mapFile(s.pid, m.Range), !m.Shared && m.Prot != 0)
+	if err != nil {
+		return id, fmt.Errorf("mapping of %s: %w", m.Name, err)
 	}
 	s.ids[key] = id
 	return id, nil
 }
 
-// buildID returns the GNU build id of an ELF file in hex, or nothing.
-func buildID(path string) string {
-	f, err := os.Open(path)
-	if err != nil {
-		return ""
+// describe looks at a file by a link of /proc, for more than its status where it is
+// to be known at the destination.
+func (s *survey) describe(link string, closely bool) (image.FileID, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(link, &st); err != nil {
+		return image.FileID{}, proc.Gone(s.pid, &os.PathError{Op: "stat", Path: link, Err: err})
 	}
-	defer f.Close()
-	var magic [4]byte
-	if _, err := f.ReadAt(magic[:], 0); err != nil || string(magic[:]) != elf.ELFMAG {
-		return ""
-	}
-	e, err := elf.NewFile(f)
-	if err != nil {
-		return ""
-	}
-	for _, p := range e.Progs {
-		const most = 1 << 16
-		if p.Type != elf.PT_NOTE || p.Filesz > most {
-			continue
-		}
-		b, err := io.ReadAll(p.Open())
-		if err != nil {
-			continue
-		}
-		if id := gnuBuildID(e, b, p.Align); id != nil {
-			return hex.EncodeToString(id)
+	id := image.FileID{Dev: st.Dev, Ino: st.Ino, Size: st.Size, MTimeNS: st.Mtim.Nano(), Mode: st.Mode}
+	if closely && st.Mode&unix.S_IFMT == unix.S_IFREG {
+		if id.BuildID = fileid.BuildID(link); id.BuildID == "" {
+			id.Hash = fileid.Known(&st)
 		}
 	}
-	return ""
+	return id, nil
 }
 
-// gnuBuildID finds the NT_GNU_BUILD_ID among notes.
-func gnuBuildID(e *elf.File, b []byte, align uint64) []byte {
-	const ntGNUBuildID = 3
-	if align != 8 {
-		align = 4
+// maxHashed bounds what hashFiles reads for one process.
+const maxHashed = 1 << 30
+
+// hashFiles sees to it that files without a build id are known by their content, which
+// a survey then notes. It reads them, and is for the time when the process runs.
+func hashFiles(pid int) {
+	maps, err := proc.ReadMaps(pid)
+	if err != nil {
+		return // whoever needs them finds out
 	}
-	up := func(n uint32) uint64 { return (uint64(n) + align - 1) &^ (align - 1) }
-	for len(b) >= 12 {
-		nameSize, descSize, typ := e.ByteOrder.Uint32(b), e.ByteOrder.Uint32(b[4:]), e.ByteOrder.Uint32(b[8:])
-		b = b[12:]
-		if up(nameSize)+uint64(descSize) > uint64(len(b)) {
-			return nil
+	seen := map[mappedKey]bool{}
+	hashed := int64(0)
+	for i := range maps {
+		m := &maps[i]
+		if m.Prot == 0 || seen[keyOf(m)] || !privateFile(m) {
+			continue
 		}
-		desc := b[up(nameSize):][:descSize]
-		if typ == ntGNUBuildID && bytes.Equal(b[:nameSize], []byte("GNU\x00")) {
-			return desc
+		seen[keyOf(m)] = true
+		link := mapFile(pid, m.Range)
+		var st unix.Stat_t
+		if unix.Stat(link, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size > maxHashed-hashed || fileid.Known(&st) != "" {
+			continue
 		}
-		b = b[min(uint64(len(b)), up(nameSize)+up(descSize)):]
+		if fileid.BuildID(link) == "" {
+			if _, err := fileid.Hash(link); err == nil {
+				hashed += st.Size
+			}
+		}
 	}
-	return nil
 }

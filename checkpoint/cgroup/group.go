@@ -69,11 +69,19 @@ func (g Group) Procs() ([]int, error) {
 // Freeze freezes all processes of the group and waits until no thread of theirs
 // executes anything. When ctx ends first the group is thawed again.
 func (g Group) Freeze(ctx context.Context) error {
-	if err := g.write("cgroup.freeze", "1"); err != nil {
-		return fmt.Errorf("freeze cgroup %s: %w", g.dir, err)
+	if err := g.BeginFreeze(); err != nil {
+		return err
 	}
 	if err := g.AwaitFrozen(ctx); err != nil {
 		return errors.Join(fmt.Errorf("freeze cgroup %s: %w", g.dir, err), g.Thaw())
+	}
+	return nil
+}
+
+// BeginFreeze tells the processes of the group to freeze, and waits for nothing.
+func (g Group) BeginFreeze() error {
+	if err := g.write("cgroup.freeze", "1"); err != nil {
+		return fmt.Errorf("freeze cgroup %s: %w", g.dir, err)
 	}
 	return nil
 }

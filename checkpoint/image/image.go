@@ -19,6 +19,18 @@ type Image struct {
 	// namespace so that monotonic time goes on from here.
 	Monotonic time.Duration `cbor:"8,keyasint"`
 	Boottime  time.Duration `cbor:"9,keyasint"`
+	// MappedFiles are the regular files that processes have mapped privately, and
+	// their executables: page.FirstFileSpace+i is the space of file i.
+	MappedFiles []MappedFile `cbor:"10,keyasint,omitempty"`
+}
+
+// MappedFile is a file that the source can give the content of.
+type MappedFile struct {
+	Path string `cbor:"1,keyasint"` // as in maps, without " (deleted)"
+	File FileID `cbor:"2,keyasint"`
+	// Deleted: nothing leads to it any more. Its private mappings are carried as
+	// anonymous memory, and no VMA names it.
+	Deleted bool `cbor:"3,keyasint"`
 }
 
 // Host is what a destination must offer to take the process.
@@ -68,6 +80,8 @@ type Process struct {
 	Cgroup         string `cbor:"28,keyasint"` // v2 path, for information
 
 	FDs []FD `cbor:"29,keyasint"` // ascending
+	// ExeFile is the index in Image.MappedFiles of the executable, plus 1; 0 for none.
+	ExeFile int `cbor:"30,keyasint,omitempty"`
 }
 
 // Thread is one thread of a process.
@@ -225,6 +239,9 @@ type VMA struct {
 	// Window: no mapping of the process, but one of the kind VMAShared that is there
 	// until it runs. It shows all of an object, for what no other mapping does.
 	Window bool `cbor:"13,keyasint"`
+	// MappedFile is the index in Image.MappedFiles for VMAFile, plus 1; 0 for none, as
+	// in images that know of no such files.
+	MappedFile int `cbor:"14,keyasint,omitempty"`
 }
 
 // Has reports whether VmFlags had the two-letter code.
@@ -246,6 +263,9 @@ type FileID struct {
 	MTimeNS int64  `cbor:"4,keyasint"`
 	Mode    uint32 `cbor:"5,keyasint"`
 	BuildID string `cbor:"6,keyasint"` // hex, of an ELF file, else empty
+	// Hash is the SHA-256 of its content in hex, of a file that is mapped privately and
+	// has no build id. Empty: not known.
+	Hash string `cbor:"7,keyasint,omitempty"`
 }
 
 // SharedMemory is one shared memory object of the image. Its content is carried

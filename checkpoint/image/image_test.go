@@ -87,7 +87,14 @@ func TestValidateRefuses(t *testing.T) {
 		"pipe overfull":       func(i *Image) { i.Pipes[0].Capacity = 1 },
 		"chunk outside":       func(i *Image) { i.Memories[0].Chunks[0].Offset = 1 << 20 },
 		"siginfo size":        func(i *Image) { i.Processes[0].Pending = [][]byte{{1}} },
-		"signal number":       func(i *Image) { i.Processes[0].SigActions = []SigAction{{Signal: 65}} },
+		"mapped file":         func(i *Image) { i.Processes[0].VMAs[0].MappedFile = len(i.MappedFiles) + 1 },
+		"executable":          func(i *Image) { i.Processes[0].ExeFile = -1 },
+		"nameless file":       func(i *Image) { i.MappedFiles = []MappedFile{{}} },
+		"anonymous file": func(i *Image) {
+			i.MappedFiles = []MappedFile{{Path: "/bin/true"}}
+			i.Processes[0].VMAs = []VMA{{Range: page.Range{Start: 0x1000, End: 0x2000}, Kind: VMAAnon, MappedFile: 1}}
+		},
+		"signal number": func(i *Image) { i.Processes[0].SigActions = []SigAction{{Signal: 65}} },
 	} {
 		img := sample()
 		harm(img)

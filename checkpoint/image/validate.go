@@ -2,6 +2,7 @@ package image
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/pageferry/pageferry/page"
 )
@@ -52,7 +53,13 @@ func (img *Image) Validate() error {
 			if v.Window && (v.Kind != VMAShared || !v.Shared || v.Offset != 0) {
 				return bad("mapping %v of process %d is a window of kind %d", v.Range, p.PID, v.Kind)
 			}
+			if v.MappedFile < 0 || v.MappedFile > len(img.MappedFiles) || v.MappedFile > 0 && v.Kind != VMAFile {
+				return bad("mapping %v of process %d, of kind %d, names file %d of %d", v.Range, p.PID, v.Kind, v.MappedFile, len(img.MappedFiles))
+			}
 			at = v.End
+		}
+		if p.ExeFile < 0 || p.ExeFile > len(img.MappedFiles) {
+			return bad("the executable of process %d is file %d of %d", p.PID, p.ExeFile, len(img.MappedFiles))
 		}
 		last := -1
 		for _, d := range p.FDs {
@@ -60,6 +67,11 @@ func (img *Image) Validate() error {
 				return bad("descriptor %d of process %d", d.Num, p.PID)
 			}
 			last = d.Num
+		}
+	}
+	for i, f := range img.MappedFiles {
+		if f.File.Size < 0 || f.Path == "" || strings.ContainsRune(f.Path, 0) {
+			return bad("mapped file %d", i)
 		}
 	}
 	for i := range img.Files {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/pageferry/pageferry/internal/sys"
 	"golang.org/x/sys/unix"
@@ -25,6 +26,7 @@ type Batch struct {
 	clones []int
 	err    error
 	done   bool
+	took   time.Duration
 }
 
 // Batch begins an empty batch. Discard it if it will not be run.
@@ -77,6 +79,10 @@ func (b *Batch) Call(nr uintptr, args ...uint64) *Call {
 	b.calls = append(b.calls, c)
 	return c
 }
+
+// Took is how long the calls took after RunAlone, without what it costs to hold the
+// other threads.
+func (b *Batch) Took() time.Duration { return b.took }
 
 // Len is how many calls the batch has.
 func (b *Batch) Len() int { return len(b.calls) }

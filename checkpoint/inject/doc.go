@@ -27,6 +27,13 @@
 // leaves the kernel's own restart codes in the registers, so that a signal that
 // arrived meanwhile is seen first.
 //
+// Other threads of the process go on when the tracer dies, and the batch beside them.
+// Where that must not be, RunAlone puts them before a gate that only the end of the
+// batch opens.
+//
+// A kept target (BootstrapKept) lasts over many stops. Its area says what it is, so that
+// it is found when its owner has died (Left).
+//
 // # Threads and ownership
 //
 // Everything runs on the Tracer's thread; methods of one Target must not be

@@ -149,6 +149,18 @@ func (t *Target) fetch(jobs []Job) error {
 	return nil
 }
 
+const userCS = 0x33 // __USER_CS of x86-64
+
+// interpretAgain is Interpret that leaves a mark in its place: a call that is stopped
+// again and again would never end without.
+func interpretAgain(r sys.Regs) Interrupted {
+	in := Interpret(r)
+	if in.Code != 0 && in.Mark != 0 {
+		in.SetMark(in.Mark)
+	}
+	return in
+}
+
 // begin notes what must be put back of threads that run nothing of ours yet.
 func (t *Target) begin(tids []int) error {
 	for _, tid := range tids {
@@ -156,7 +168,6 @@ func (t *Target) begin(tids []int) error {
 		if err := sys.PtraceGetRegs(tid, &r); err != nil {
 			return t.gone(fmt.Errorf("read the registers of thread %d: %w", tid, err))
 		}
-		const userCS = 0x33 // __USER_CS of x86-64
 		if r.Cs != userCS {
 			return fmt.Errorf("pid %d thread %d: %w", t.pid, tid, ErrMode)
 		}
@@ -169,7 +180,7 @@ func (t *Target) begin(tids []int) error {
 				return err
 			}
 		}
-		th := &thread{tid: tid, how: Interpret(r), mask: mask, open: faults &^ mask &^ t.keep}
+		th := &thread{tid: tid, how: interpretAgain(r), mask: mask, open: faults &^ mask &^ t.keep}
 		if err := t.keepFaults(th); err != nil {
 			return err
 		}
@@ -260,6 +271,17 @@ func (t *Target) enter(j Job) error {
 }
 
 func (t *Target) start(th *thread, r *sys.Regs) error {
+	if err := t.prepare(th, r); err != nil {
+		return err
+	}
+	if err := sys.PtraceCont(th.tid, 0); err != nil {
+		return t.gone(fmt.Errorf("start a batch on thread %d: %w", th.tid, err))
+	}
+	return nil
+}
+
+// prepare gives a thread the registers and the mask with which it runs code of ours.
+func (t *Target) prepare(th *thread, r *sys.Regs) error {
 	r.Orig_rax = ^uint64(0)
 	r.Eflags &^= 0x500 // no single-stepping, direction up
 	Point("enter")
@@ -274,9 +296,6 @@ func (t *Target) start(th *thread, r *sys.Regs) error {
 		}
 	}
 	Point("enter-mask")
-	if err := sys.PtraceCont(th.tid, 0); err != nil {
-		return t.gone(fmt.Errorf("start a batch on thread %d: %w", th.tid, err))
-	}
 	return nil
 }
 

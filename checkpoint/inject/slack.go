@@ -20,11 +20,7 @@ const slackMagic = "pgferry\x01"
 // at the end of an executable mapping: the vdso has about 1500, and the last page
 // of a program's text is padded with zeros too. A fresh place is better than one
 // that was used: a thread may still be on its way through that.
-func findSlack(mem *os.File, pid int) (uint64, error) {
-	maps, err := proc.ReadMaps(pid)
-	if err != nil {
-		return 0, err
-	}
+func findSlack(mem *os.File, maps []proc.Mapping) (uint64, error) {
 	var used uint64
 	for _, pass := range []bool{true, false} {
 		for _, m := range maps {

@@ -21,6 +21,7 @@ type Target struct {
 	area    page.Range // code, then the first arena
 	code    page.Range // readable and executable
 	idle    uint64     // of an adopted target: where untraced threads go
+	note    page.Range // of a kept target
 	slack   uint64     // address of the bootstrap code, 0 for an adopted target
 	home    int        // thread that maps more memory
 	growRec uint64
@@ -30,6 +31,7 @@ type Target struct {
 	sig     unix.Signal
 	keep    uint64 // see KeepBlocked
 	threads map[int]*thread
+	rseq    map[int]rseqArea
 	blocks  int // trampolines handed out
 	stopSig unix.Signal
 	deliver map[int]unix.Signal
@@ -51,14 +53,14 @@ type thread struct {
 // other thread may run while it does, nor until Close, unless it cannot reach
 // fork, exec or munmap of memory it does not know.
 func Bootstrap(tr *proc.Tracer, pid, tid int) (t *Target, err error) {
-	tr.Do(func() { t, err = bootstrap(tr, pid, tid) })
+	tr.Do(func() { t, err = bootstrap(tr, pid, tid, Room{Arena: firstArena}) })
 	if err != nil {
 		return nil, fmt.Errorf("prepare pid %d for injected calls: %w", pid, err)
 	}
 	return t, nil
 }
 
-func bootstrap(tr *proc.Tracer, pid, tid int) (*Target, error) {
+func bootstrap(tr *proc.Tracer, pid, tid int, room Room) (*Target, error) {
 	t := &Target{tr: tr, pid: pid, home: tid, threads: map[int]*thread{}}
 	n, err := t.inspect(tid)
 	if err != nil {
@@ -73,19 +75,26 @@ func bootstrap(tr *proc.Tracer, pid, tid int) (*Target, error) {
 			_ = t.mem.Close()
 		}
 	}()
-	code := page.Addr(page.Size + n*blockSize).Ceil()
-	total := uint64(code) + firstArena
+	code := page.Addr(page.Size + max(n, room.Threads)*blockSize).Ceil()
+	arena := room.Arena + room.Note
+	total := uint64(code) + arena
 	if err := t.begin([]int{tid}); err != nil {
 		return nil, err
 	}
-	if t.slack, err = findSlack(t.mem, pid); err != nil {
+	maps := room.Maps
+	if maps == nil {
+		if maps, err = proc.ReadMaps(pid); err != nil {
+			return nil, err
+		}
+	}
+	if t.slack, err = findSlack(t.mem, maps); err != nil {
 		return nil, err
 	}
 	at, err := t.boot(tid, unix.SYS_MMAP, 0, total, unix.PROT_READ|unix.PROT_EXEC,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS, ^uint64(0), 0)
 	if err == nil {
 		// Never writable and executable at once: PR_SET_MDWE forbids it.
-		_, err = t.boot(tid, unix.SYS_MPROTECT, at+uint64(code), firstArena, unix.PROT_READ|unix.PROT_WRITE)
+		_, err = t.boot(tid, unix.SYS_MPROTECT, at+uint64(code), arena, unix.PROT_READ|unix.PROT_WRITE)
 		if err != nil {
 			_, _ = t.boot(tid, unix.SYS_MUNMAP, at, total)
 		}
@@ -95,8 +104,11 @@ func bootstrap(tr *proc.Tracer, pid, tid int) (*Target, error) {
 	}
 	start := page.Addr(at)
 	t.place(page.Range{Start: start, End: start + page.Addr(total)}, start+code)
+	if room.Note > 0 {
+		t.setNote(room.Note)
+	}
 	Point("mapped")
-	if err := t.writeCode(t.code.Start, stubCode); err != nil {
+	if err := t.writeCode(t.code.Start, t.firstPage()); err != nil {
 		return nil, errors.Join(err, t.Close(tid))
 	}
 	if err := t.writeBlocks([]*thread{t.threads[tid]}); err != nil {

@@ -18,7 +18,7 @@ func TestMain(m *testing.M) { testutil.Main(m) }
 func TestCodeIsWhatTheListingSays(t *testing.T) {
 	testutil.Require(t, testutil.AMD64, testutil.Program("as"), testutil.Program("objcopy"))
 	for name, want := range map[string][]byte{
-		"stub": stubCode, "boot": bootCode, "resume": resumeBlock(&sys.Regs{}, 0),
+		"stub": stubCode, "boot": bootCode, "resume": resumeBlock(&sys.Regs{}, 0), "gate": gateCode,
 	} {
 		obj, bin := filepath.Join(t.TempDir(), name+".o"), filepath.Join(t.TempDir(), name+".bin")
 		for _, cmd := range []*exec.Cmd{

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pageferry/pageferry/checkpoint/fds"
+	"github.com/pageferry/pageferry/checkpoint/fileid"
 	"github.com/pageferry/pageferry/checkpoint/image"
 	"github.com/pageferry/pageferry/proc"
 )
@@ -218,11 +219,18 @@ func (r *Report) places() error {
 	if root != "/" {
 		r.refuse("root", root, "is another root directory than ours (chroot)")
 	}
-	if same(r.Exe, fmt.Sprintf("/proc/%d/exe", r.PID)) {
+	isLink := same(r.Exe, fmt.Sprintf("/proc/%d/exe", r.PID))
+	exe, _, memory := fileid.ExeName(r.Exe)
+	switch {
+	case isLink:
 		r.carry("executable", "%s", r.Exe)
-		r.Files = append(r.Files, r.Exe)
-	} else {
-		r.Exe = strings.TrimSuffix(r.Exe, " (deleted)")
+		r.MappedFiles = append(r.MappedFiles, r.Exe)
+	case memory:
+		r.Exe = exe
+		r.carry("executable", "%s, in memory since it moved here", r.Exe)
+		r.MappedFiles = append(r.MappedFiles, r.Exe)
+	default:
+		r.Exe = exe
 		r.refuse("executable", r.Exe, "was deleted or replaced since it was started (an upgrade?): restart the program first")
 	}
 	if same(r.Cwd, fmt.Sprintf("/proc/%d/cwd", r.PID)) {
@@ -342,13 +350,17 @@ func (r *Report) finish() {
 			}
 		}
 	}
-	for _, l := range []*[]string{&r.Files, &r.Directories, &r.Listeners} {
+	for _, l := range []*[]string{&r.Files, &r.MappedFiles, &r.Directories, &r.Listeners} {
 		slices.Sort(*l)
 		*l = slices.Compact(*l)
 		if *l == nil {
 			*l = []string{} // [] and not null in JSON
 		}
 	}
+	r.MappedFiles = slices.DeleteFunc(r.MappedFiles, func(f string) bool {
+		_, both := slices.BinarySearch(r.Files, f)
+		return both
+	})
 	r.Movable = true
 	for _, it := range r.Items {
 		r.Movable = r.Movable && it.Carried

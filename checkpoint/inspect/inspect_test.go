@@ -66,8 +66,8 @@ func TestRedis(t *testing.T) {
 	if r.Comm != "redis-server" || len(r.Threads) < 4 || r.MemoryBytes < 1<<20 || r.MemoryBytes > 1<<30 {
 		t.Errorf("%q with %d threads and %d bytes", r.Comm, len(r.Threads), r.MemoryBytes)
 	}
-	if !slices.Contains(r.Files, r.Exe) || !slices.Contains(r.Directories, dir) {
-		t.Errorf("files %q, directories %q", r.Files, r.Directories)
+	if !slices.Contains(r.MappedFiles, r.Exe) || slices.Contains(r.Files, r.Exe) || !slices.Contains(r.Directories, dir) {
+		t.Errorf("files %q, mapped %q, directories %q", r.Files, r.MappedFiles, r.Directories)
 	}
 	var text bytes.Buffer
 	if err := r.Text(&text); err != nil {

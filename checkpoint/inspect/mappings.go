@@ -83,7 +83,11 @@ func (r *Report) mappings() error {
 			r.refuse("mapping", fmt.Sprintf("%v %s", m.Range, m.Name), "%s", reason)
 		}
 		if strings.HasPrefix(kind, "file") && reason == "" {
-			r.Files = append(r.Files, m.Name)
+			if kind == KindFile {
+				r.MappedFiles = append(r.MappedFiles, m.Name)
+			} else {
+				r.Files = append(r.Files, m.Name)
+			}
 		}
 	}
 	for _, k := range r.Memory.Kinds {

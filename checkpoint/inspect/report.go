@@ -49,6 +49,7 @@ type Report struct {
 	MemoryBytes uint64   `json:"memory_bytes"`
 	Listeners   []string `json:"listeners"` // "tcp 10.0.0.1:6379"
 	Files       []string `json:"files"`
+	MappedFiles []string `json:"mapped_files"` // only mapped privately, or executed: or be able to map from the source
 	Directories []string `json:"directories"`
 
 	Movable bool `json:"movable"`

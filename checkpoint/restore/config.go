@@ -47,6 +47,20 @@ type Config struct {
 	// Addresses maps addresses of the source to those of this host, for
 	// sockets: see fds.RestoreContext.
 	Addresses map[string]string
+	// Image is the path of a file that shows the memory of the process, page by page
+	// where its View says. Anonymous memory is then veiled by it; empty: it is not. It
+	// must answer no later than Trap.Adopt returns.
+	Image string
+	// FileAt says from which path file i of Image.MappedFiles is to be mapped, which
+	// this host has not, or another one of; see Lacking. It is asked when Rebuild
+	// begins, and the path is opened by the process, with all rights. Empty, or no
+	// FileAt: the process is refused, with all reasons.
+	FileAt func(i int) string
+	// Exe gives the executable, file i, where this host has not the same: a file
+	// with all of its content, as MakeExe makes it, that stays the process's when
+	// nothing is mapped from elsewhere any more. It is called when Rebuild begins, on
+	// a goroutine of its own, and the file is closed when it was used. Nil: refused.
+	Exe func(ctx context.Context, i int) (*os.File, error)
 	// ForceVDSOBridge treats this kernel's vdso as different from the image's.
 	// It is there for tests: a bridge is otherwise only built between kernels.
 	ForceVDSOBridge bool
@@ -111,7 +125,14 @@ type Adoption struct {
 	UFFD *os.File
 	// Mem is /proc/PID/mem, open for reading and writing.
 	Mem *os.File
-	PID int // in our pid namespace
+	// Veil is the process's userfaultfd for what it does to Views, after UFFDIO_API
+	// with the features of fault.VeilFeatures, and with all of them registered for
+	// write protection. Nil where there are none.
+	Veil  *os.File
+	Views []View
+	// Kept are the pages of Views that are in their shadows already.
+	Kept page.Set
+	PID  int // in our pid namespace
 	// Regions are the mappings that have content to come, ascending. All of
 	// Memory.Lazy lies in those of RegionUFFD; Memory.Eager lies in either.
 	Regions []Region
@@ -134,4 +155,14 @@ type Region struct {
 	Kind RegionKind
 	// Shared: mapped shared, where MADV_DONTNEED keeps the content.
 	Shared bool
+	// Shadow is where the pages go instead, of a region that is a View; else 0.
+	Shadow page.Addr
+}
+
+// Place is where its pages go.
+func (r Region) Place() page.Range {
+	if r.Shadow == 0 {
+		return r.Range
+	}
+	return page.Range{Start: r.Shadow, End: r.Shadow + page.Addr(r.Bytes())}
 }

@@ -294,7 +294,7 @@ func (s *Skeleton) mend(p *image.Process) error {
 		s.cfg.Log.Debug("laid in pieces, made anew", "pid", s.pid, "mapping", v.Range)
 		sc.onf("mapping %v", v.Range)
 		sc.call(unix.SYS_MUNMAP, uint64(v.Start), v.Bytes())
-		mapOne(sc, &f, v, v.Range)
+		mapOne(sc, &f, v, v.Range, s.from)
 		f.part(s.target.pid)
 		s.laid.pages.Remove(v.Range)
 	}

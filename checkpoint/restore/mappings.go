@@ -73,7 +73,7 @@ func mmapFlags(v *image.VMA) uint64 {
 // follow each other.
 // Of what was laid the parts that have another protection are changed. This and
 // what follows may run in parts.
-func mapAll(s *script, tid int, p *image.Process, l *laid) {
+func mapAll(s *script, tid int, p *image.Process, l *laid, from elsewhere) {
 	f := files{s: s}
 	for i := range p.VMAs {
 		v := &p.VMAs[i]
@@ -86,7 +86,7 @@ func mapAll(s *script, tid int, p *image.Process, l *laid) {
 		at := v.Start
 		for _, r := range append(l.kept(v), page.Range{Start: v.End, End: v.End}) {
 			if at < r.Start {
-				mapOne(s, &f, v, page.Range{Start: at, End: r.Start})
+				mapOne(s, &f, v, page.Range{Start: at, End: r.Start}, from)
 			}
 			if !r.Empty() && v.Prot != unix.PROT_READ|unix.PROT_WRITE {
 				s.call(unix.SYS_MPROTECT, uint64(r.Start), r.Bytes(), uint64(v.Prot))
@@ -99,7 +99,7 @@ func mapAll(s *script, tid int, p *image.Process, l *laid) {
 }
 
 // mapOne makes the part r of a mapping of anonymous memory, a file or a device.
-func mapOne(s *script, f *files, v *image.VMA, r page.Range) {
+func mapOne(s *script, f *files, v *image.VMA, r page.Range, from elsewhere) {
 	if v.Kind == image.VMAAnon {
 		s.call(unix.SYS_MMAP, uint64(r.Start), r.Bytes(), uint64(v.Prot), mmapFlags(v)|unix.MAP_ANONYMOUS, minus(1), 0)
 		return
@@ -108,7 +108,7 @@ func mapOne(s *script, f *files, v *image.VMA, r page.Range) {
 	if v.Shared && (v.Has("mw") || v.Prot&unix.PROT_WRITE != 0) {
 		of = unix.O_RDWR | unix.O_CLOEXEC
 	}
-	fd := f.open(v.Path, of)
+	fd := f.open(from.path(v), of)
 	s.call(unix.SYS_MMAP, uint64(r.Start), r.Bytes(), uint64(v.Prot), mmapFlags(v), 0, v.Offset+uint64(r.Start-v.Start)).Arg(4, fd)
 }
 

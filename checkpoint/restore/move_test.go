@@ -36,6 +36,12 @@ func inVDSO(img *image.Image) bool {
 // take captures a process, reads all its pages and ends it.
 func take(t *testing.T, p *testutil.Process) *snapshot {
 	t.Helper()
+	return takeWith(t, p, func(*checkpoint.Session, *image.Image) {})
+}
+
+// takeWith calls look with the process frozen.
+func takeWith(t *testing.T, p *testutil.Process, look func(*checkpoint.Session, *image.Image)) *snapshot {
+	t.Helper()
 	ctx := timed(t)
 	s, err := checkpoint.Open(p.Pid(), checkpoint.Options{TCPClose: true})
 	if err != nil {
@@ -46,6 +52,9 @@ func take(t *testing.T, p *testutil.Process) *snapshot {
 	var mem []image.Memory
 	for img == nil || inVDSO(img) { // a test may force another vdso on it
 		if err := s.Thaw(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Survey(); err != nil {
 			t.Fatal(err)
 		}
 		if err := s.Freeze(ctx); err != nil {
@@ -73,6 +82,7 @@ func take(t *testing.T, p *testutil.Process) *snapshot {
 			sn.ranges, sn.content = append(sn.ranges, r), append(sn.content, b)
 		}
 	}
+	look(s, img)
 	if err := s.Kill(ctx); err != nil {
 		t.Fatal(err)
 	}

@@ -85,7 +85,7 @@ func TestPlanRegions(t *testing.T) {
 		{Range: r(5, 7), Kind: image.VMAAnon}, {Range: r(7, 9), Kind: image.VMAShared, Shared: true},
 	}}
 	got, err := planRegions(p, &image.Memory{Lazy: page.NewSet(r(1, 2), r(8, 9)), Eager: page.NewSet(r(2, 3), r(4, 5))})
-	want := []Region{{r(1, 3), RegionUFFD, false}, {r(3, 5), RegionWrite, false}, {r(7, 9), RegionUFFD, true}}
+	want := []Region{{Range: r(1, 3), Kind: RegionUFFD}, {Range: r(3, 5), Kind: RegionWrite}, {Range: r(7, 9), Kind: RegionUFFD, Shared: true}}
 	if err != nil || len(got) != len(want) {
 		t.Fatalf("%v, %v", got, err)
 	}

@@ -15,8 +15,9 @@ import (
 
 // memoryMap sets what the kernel notes about the address space beside its
 // mappings: where code, data, heap, stack and arguments lie, the auxiliary
-// vector and the executable. No mapping of the seed's executable may be left.
-func memoryMap(s *script, p *image.Process) {
+// vector and the executable: that at path, or the descriptor exe of the process, which
+// is closed. No mapping of the seed's executable may be left.
+func memoryMap(s *script, p *image.Process, path string, exe int) {
 	m := sys.PrctlMMMap{
 		StartCode: p.MM.StartCode, EndCode: p.MM.EndCode, StartData: p.MM.StartData, EndData: p.MM.EndData,
 		StartBrk: p.MM.StartBrk, Brk: p.MM.Brk, StartStack: p.MM.StartStack,
@@ -26,10 +27,16 @@ func memoryMap(s *script, p *image.Process) {
 	if len(p.Auxv) > 0 {
 		m.Auxv = s.Bytes(p.Auxv)
 	}
+	if exe >= 0 {
+		m.ExeFD = uint32(exe)
+	}
 	at := put(s, &m)
-	s.onf("memory map and executable %s", p.Exe)
-	if p.Exe != "" {
-		fd := s.call(unix.SYS_OPENAT, atFDCWD, s.String(p.Exe), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	s.onf("memory map and executable %s", path)
+	if exe >= 0 {
+		s.call(unix.SYS_PRCTL, unix.PR_SET_MM, unix.PR_SET_MM_MAP, at, uint64(sys.SizeOf[sys.PrctlMMMap]()), 0)
+		s.call(unix.SYS_CLOSE, uint64(exe))
+	} else if path != "" {
+		fd := s.call(unix.SYS_OPENAT, atFDCWD, s.String(path), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		fd.StoreAt32(at + exeFDOffset)
 		s.call(unix.SYS_PRCTL, unix.PR_SET_MM, unix.PR_SET_MM_MAP, at, uint64(sys.SizeOf[sys.PrctlMMMap]()), 0)
 		s.call(unix.SYS_CLOSE, 0).Arg(0, fd)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/pageferry/pageferry/checkpoint/image"
 	"github.com/pageferry/pageferry/internal/sys"
+	"github.com/pageferry/pageferry/page"
 )
 
 // rebuild is the work on one process, from image to registers.
@@ -29,6 +30,10 @@ type rebuild struct {
 	pidfd   int
 	mem     *os.File
 	uffd    int // number in the process, -1 for none
+	views   []View
+	kept    page.Set // landed before, and right still
+	veilFD  *os.File // until it is handed over
+	exe     *fetched
 }
 
 // Rebuild makes the process of img. When it returns, the process is whole and
@@ -115,12 +120,16 @@ func (r *rebuild) run(mem []image.Memory) error {
 
 func (r *rebuild) close() {
 	_ = closeObjects(r.objects)
+	r.exe.close()
 	_ = r.laid.close()
 	if r.pidfd >= 0 {
 		_ = unix.Close(r.pidfd)
 	}
 	if r.mem != nil {
 		_ = r.mem.Close()
+	}
+	if r.veilFD != nil {
+		_ = r.veilFD.Close()
 	}
 }
 
@@ -135,7 +144,7 @@ func (r *rebuild) check() (err error) {
 	if c := &r.p.Creds; (c.CapPrm|c.CapEff|c.CapAmb|c.CapInh)&^r.creds.CapPrm != 0 {
 		return fmt.Errorf("%w: it has capabilities %#x, which we have not to give", ErrUnsupported, (c.CapPrm|c.CapEff|c.CapAmb|c.CapInh)&^r.creds.CapPrm)
 	}
-	if err := checkFiles(r.p); err != nil {
+	if err := r.checkFiles(); err != nil {
 		return err
 	}
 	own := make([]byte, 16<<10)

@@ -54,6 +54,7 @@ type Skeleton struct {
 	laid    laid         // what target has of the process's memory already
 	landing landing      // by which pages get there
 	offsets clocks       // of its time namespace
+	from    elsewhere    // files that are not here
 
 	seedOOM     int         // oom_score_adj that children of the seed begin with
 	creds       image.Creds // of the seed

@@ -86,7 +86,7 @@ func (r *rebuild) layout() error {
 // very many.
 func (r *rebuild) mappings() error {
 	s, tid := newScript(r.target.t), r.target.pid
-	mapAll(s, tid, r.p, &r.laid)
+	mapAll(s, tid, r.p, &r.laid, r.from)
 	for _, o := range r.objects {
 		o.mapInto(s, tid)
 	}
@@ -167,6 +167,7 @@ func (r *rebuild) keep() (err error) {
 	for _, s := range []*page.Set{&r.m.Lazy, &r.m.Eager, &r.m.Hot} {
 		*s = page.Difference(s, &here)
 	}
+	r.kept = here
 	r.cfg.Log.Debug("landed before the freeze", "pid", r.p.PID, "kept_pages", here.Pages(), "stale_pages", stale.Pages())
 	r.regions, err = planRegions(r.p, r.m)
 	return err
@@ -175,7 +176,10 @@ func (r *rebuild) keep() (err error) {
 // adopt hands the memory over. The process's own copy of the userfaultfd is
 // closed with the other descriptors of the seed, by the next step.
 func (r *rebuild) adopt() error {
-	return adopt(r.ctx, r.trap, 0, r.target.pid, r.pidfd, r.uffd, r.regions, r.m)
+	if err := r.veil(); err != nil {
+		return err
+	}
+	return r.handOver()
 }
 
 func (r *rebuild) descriptors() error {
@@ -197,15 +201,19 @@ func (r *rebuild) descriptors() error {
 // process sets what all threads share.
 func (r *rebuild) process() error {
 	tid := r.target.pid
+	exe, err := r.passExe()
+	if err != nil {
+		return err
+	}
 	s := newScript(r.target.t)
-	memoryMap(s, r.p)
+	memoryMap(s, r.p, r.exePath(), exe)
 	processState(s, r.p)
 	ask := s.call(unix.SYS_PRCTL, sys.PrTimerCreateRestoreIDs, prTimerCreateRestoreIDsGet, 0, 0, 0).Optional()
 	pendingShared(s, r.p)
 	if err := s.run(tid); err != nil {
 		return err
 	}
-	_, err := ask.Ret()
+	_, err = ask.Ret()
 	if err := createTimers(r.target.t, tid, r.p.PosixTimers, err == nil && !r.countTimers); err != nil {
 		return err
 	}

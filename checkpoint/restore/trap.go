@@ -1,7 +1,6 @@
 package restore
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -52,9 +51,9 @@ func planRegions(p *image.Process, m *image.Memory) ([]Region, error) {
 		case l > 0 && v.Kind != image.VMAAnon && v.Kind != image.VMAShared && v.Kind != image.VMADevice:
 			return nil, about(fmt.Errorf("%w: lazy pages in a mapping that cannot be trapped", image.ErrFormat), "mapping %v %s", v.Range, v.Path)
 		case l > 0:
-			rs = append(rs, Region{v.Range, RegionUFFD, v.Shared})
+			rs = append(rs, Region{Range: v.Range, Kind: RegionUFFD, Shared: v.Shared})
 		case e > 0:
-			rs = append(rs, Region{v.Range, RegionWrite, v.Shared})
+			rs = append(rs, Region{Range: v.Range, Kind: RegionWrite, Shared: v.Shared})
 		}
 	}
 	if lazy != m.Lazy.Bytes() || eager != m.Eager.Bytes() || guards != m.Guards.Bytes() {
@@ -92,34 +91,48 @@ func register(pidfd, fd int, rs []Region) (_ *os.File, err error) {
 			continue
 		}
 		// Neighbours that touch go in one request.
-		for i < len(rs) && rs[i].Kind == RegionUFFD && rs[i].Start == r.End {
-			r.End = rs[i].End
+		at := r.Place()
+		for i < len(rs) && rs[i].Kind == RegionUFFD && rs[i].Place().Start == at.End {
+			at.End = rs[i].Place().End
 			i++
 		}
-		if _, err := sys.UffdRegister(n, uint64(r.Start), r.Bytes(), sys.UffdioRegisterModeMissing); err != nil {
-			return nil, about(fmt.Errorf("userfaultfd: register: %w", err), "mapping %v", r.Range)
+		if _, err := sys.UffdRegister(n, uint64(at.Start), at.Bytes(), sys.UffdioRegisterModeMissing); err != nil {
+			return nil, about(fmt.Errorf("userfaultfd: register: %w", err), "mapping %v", at)
 		}
 	}
 	return f, nil
 }
 
 // adopt hands the memory to the trap.
-func adopt(ctx context.Context, trap Trap, space page.Space, pid, pidfd, fd int, rs []Region, m *image.Memory) error {
-	a := Adoption{Space: space, PID: pid, Regions: rs, Memory: *m}
+func (r *rebuild) handOver() error {
+	a := Adoption{PID: r.target.pid, Regions: r.regions, Memory: *r.m, Veil: r.veilFD, Views: r.views}
+	r.veilFD = nil
+	for _, v := range r.views {
+		for _, g := range r.kept.Intersect(v.Range) {
+			a.Kept.Add(g)
+		}
+	}
 	var err error
-	if fd >= 0 {
-		if a.UFFD, err = register(pidfd, fd, rs); err != nil {
-			return err
+	if r.uffd >= 0 {
+		if a.UFFD, err = register(r.pidfd, r.uffd, r.regions); err != nil {
+			return errors.Join(err, a.Close())
 		}
 	}
-	if a.Mem, err = os.OpenFile(fmt.Sprintf("/proc/%d/mem", pid), os.O_RDWR, 0); err != nil {
-		if a.UFFD != nil {
-			err = errors.Join(err, a.UFFD.Close())
-		}
-		return err
+	if a.Mem, err = os.OpenFile(fmt.Sprintf("/proc/%d/mem", a.PID), os.O_RDWR, 0); err != nil {
+		return errors.Join(err, a.Close())
 	}
-	if err := trap.Adopt(ctx, a); err != nil {
+	if err := r.trap.Adopt(r.ctx, a); err != nil {
 		return fmt.Errorf("trap: %w", err)
 	}
 	return nil
+}
+
+// Close closes the descriptors in a.
+func (a *Adoption) Close() (err error) {
+	for _, f := range []*os.File{a.UFFD, a.Mem, a.Veil} {
+		if f != nil {
+			err = errors.Join(err, f.Close())
+		}
+	}
+	return err
 }

@@ -70,6 +70,9 @@ func Save(ctx context.Context, pid int, dir string, opt SaveOptions) (sum Summar
 	if err := s.Isolate(ctx); err != nil {
 		return sum, err
 	}
+	if err := s.Survey(); err != nil {
+		return sum, err
+	}
 	if err := s.Freeze(ctx); err != nil {
 		return sum, err
 	}

@@ -144,7 +144,7 @@ static void step(struct arena *a)
 			verify(a, s, k, "after MADV_DONTNEED");
 		break;
 	case 1: /* perhaps given up */
-		must(madvise(s->p + from * PAGE / 8, (to - from) * PAGE, MADV_FREE));
+		give_up_lazily(s->p + from * PAGE / 8, (to - from) * PAGE);
 		for (size_t k = from; k < to; k++)
 			if (s->want[k].is == CONTENT)
 				s->want[k].is = FREED;

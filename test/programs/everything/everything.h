@@ -37,6 +37,7 @@ struct options {
 	const char *report;   /* file for the outcome, or NULL */
 	const char *dir;      /* for its files */
 	bool sigcont_ok;      /* SIGCONT may interrupt what signal(7) says it does */
+	bool veiled;          /* memory may be a file's for a while: MADV_FREE fails then */
 };
 extern struct options opt;
 
@@ -52,6 +53,10 @@ void bad(const char *fmt, ...) __attribute__((noreturn, format(printf, 1, 2)));
 #define check(c, ...) do { if (!(c)) bad(__VA_ARGS__); } while (0)
 
 bool running(void);
+
+/* give_up_lazily is MADV_FREE: what is there may be gone, or not, when it is looked
+ * at next. That is so where the call fails as well. */
+void give_up_lazily(void *at, size_t n);
 
 /* start makes a thread with all signals blocked; its body is called over and
  * over until the end, and must come back often: who does not is reported. */

@@ -1,5 +1,7 @@
 #include "everything.h"
 
+#include <sys/mman.h>
+
 #include <fcntl.h>
 #include <getopt.h>
 #include <stdarg.h>
@@ -204,11 +206,18 @@ static void watch(void)
 	}
 }
 
+void give_up_lazily(void *at, size_t n)
+{
+	if (opt.veiled && madvise(at, n, MADV_FREE) == -1 && errno == EINVAL)
+		return;
+	must(madvise(at, n, MADV_FREE));
+}
+
 static void usage(void)
 {
 	fprintf(stderr,
 		"usage: everything [--threads N] [--mem MIB] [--heartbeat unix:PATH|udp:IP:PORT]\n"
-		"  [--identity ID] [--beat-us N] [--pace N] [--report FILE] [--dir DIR] [--sigcont-ok]\n"
+		"  [--identity ID] [--beat-us N] [--pace N] [--report FILE] [--dir DIR] [--sigcont-ok] [--veiled]\n"
 		"  [--only MODULE,...] [--without MODULE|CHECK,...] [--with CHECK,...]\n"
 		"modules: regs waits timers signals sync memory files clocks churn, and by name only shapes shared\n"
 		"checks: avx512 avx sysv suspend itimers robust rseq growth inotify locks listen deleted guards\n"
@@ -224,7 +233,7 @@ static void parse(int argc, char **argv)
 		{ "identity", 1, 0, 'i' }, { "beat-us", 1, 0, 'b' }, { "report", 1, 0, 'r' },
 		{ "dir", 1, 0, 'd' }, { "sigcont-ok", 0, 0, 'c' }, { "only", 1, 0, 'o' },
 		{ "without", 1, 0, 'w' }, { "pace", 1, 0, 'p' },
-		{ "with", 1, 0, 'W' }, { 0 },
+		{ "with", 1, 0, 'W' }, { "veiled", 0, 0, 'v' }, { 0 },
 	};
 	uint64_t r;
 	int c;
@@ -239,6 +248,7 @@ static void parse(int argc, char **argv)
 		case 'r': opt.report = optarg; break;
 		case 'd': opt.dir = optarg; break;
 		case 'c': opt.sigcont_ok = true; break;
+		case 'v': opt.veiled = true; break;
 		case 'o': only = optarg; break;
 		case 'W': with = optarg; break;
 		case 'p': opt.pace = atol(optarg); break;

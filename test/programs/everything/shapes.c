@@ -257,7 +257,10 @@ static void discard(struct arena *a, struct area *s, size_t from, size_t to, boo
 {
 	if (perhaps && s->file)
 		return;
-	must(madvise(at(s, from), (to - from) * PAGE, perhaps ? MADV_FREE : MADV_DONTNEED));
+	if (perhaps)
+		give_up_lazily(at(s, from), (to - from) * PAGE);
+	else
+		must(madvise(at(s, from), (to - from) * PAGE, MADV_DONTNEED));
 	for (size_t k = from; k < to; k++) {
 		struct want *w = &s->want[k];
 

@@ -1,0 +1,222 @@
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/pageferry/pageferry/page"
+	"github.com/pageferry/pageferry/proc"
+)
+
+// What things cost in a stop, as a first guess; settleCost corrects all of it by one
+// factor that is measured.
+const (
+	costPiece  = 12 * time.Microsecond  // the calls for one mremap
+	costOwn    = 1000 * time.Nanosecond // a page that is copied, and given up at its old place
+	costFile   = 80 * time.Nanosecond   // a page of the file that is mapped
+	costMove   = 50 * time.Nanosecond   // a page of a shadow that is not aligned as its mapping is
+	costTable  = 4 * time.Microsecond   // 2 MiB with any page
+	mostRuns   = 1500                   // of pages that are copied, and guards
+	costLeast  = 250 * time.Microsecond // work of a stop, however much else it costs
+	mostPieces = 256                    // in one stop
+)
+
+// settleCost is what is known of what a stop costs.
+type settleCost struct {
+	slow  float64       // measured against guessed
+	fixed time.Duration // stopping and letting go of the threads
+}
+
+func (c *settleCost) stopped(fixed time.Duration) {
+	if c.fixed == 0 || fixed > c.fixed {
+		c.fixed = (c.fixed + fixed) / 2
+		return
+	}
+	c.fixed -= (c.fixed - fixed) / 8
+}
+
+// worked learns from a stop in which guess was expected.
+func (c *settleCost) worked(guess, took time.Duration) {
+	if guess <= 0 {
+		return
+	}
+	// So that one stop in twelve takes longer than was thought. Not much more than
+	// fourfold, as what other programs on the machine cost a stop does not become less
+	// by doing less in it.
+	if float64(took) > c.slow*float64(guess) {
+		c.slow *= 1.25
+	} else {
+		c.slow *= 0.98
+	}
+	c.slow = min(max(c.slow, 0.2), 5)
+}
+
+// budget is how much work may be guessed for a stop.
+func (t *Settler) budget() time.Duration {
+	// A third is left for what cannot be foreseen.
+	// Where stopping the threads takes that much, doing less makes more such stops.
+	b := max(t.cfg.Limit*2/3-t.cost.fixed, min(t.cost.fixed, t.cfg.Limit)/2, costLeast)
+	return time.Duration(float64(b) / t.cost.slow)
+}
+
+// found is what of a piece has to be seen to in a stop.
+type found struct {
+	piece
+	own, guards []page.Range
+	guess       time.Duration
+}
+
+// errEnough ends a walk.
+var errEnough = errors.New("enough")
+
+// scan looks at a piece and cuts it where the guess exceeds budget; rest is empty
+// where all of it fits.
+func (t *Settler) scan(p piece, budget time.Duration) (f found, rest piece, err error) {
+	// What no page table is there for costs next to nothing, and looking at it does.
+	const window = 4 << 20
+	f = found{piece: p, guess: costPiece}
+	end := p.Start
+	cut, aligned := false, (p.shadow-p.Start)&(2<<20-1) == 0
+	for end < p.End && !cut && (f.guess <= budget || end == p.Start) {
+		w := page.Range{Start: end, End: min(p.End, (end+window)&^(window-1))}
+		end = w.End
+		empty := true
+		err := t.pm.Kinds(w, func(r page.Range, k proc.PageKind) {
+			if cut {
+				return
+			}
+			empty = false
+			each := costFile
+			if k == proc.PageOwn {
+				each = costOwn
+			}
+			least := 0
+			if r.Start == p.Start {
+				least = 1 // never nothing
+			}
+			if fit := max(int((budget-f.guess)/each), least); fit < r.Pages() {
+				cut = true
+				r.End = r.Start + page.Addr(fit)*page.Size
+				end = r.End
+			}
+			f.guess += time.Duration(r.Pages()) * each
+			switch {
+			case r.Empty() || k == proc.PageFile:
+			case len(f.own)+len(f.guards) >= mostRuns:
+				cut, end = true, r.Start
+			case k == proc.PageGuard:
+				f.guards = join(f.guards, r)
+			default:
+				f.own = join(f.own, r)
+			}
+		})
+		if err != nil {
+			return f, piece{}, err
+		}
+		if !empty {
+			f.guess += time.Duration(w.Bytes()>>21+1) * costTable
+		}
+		if !aligned {
+			f.guess += time.Duration(w.Pages()) * costMove
+		}
+	}
+	if end >= p.End {
+		return f, piece{}, nil
+	}
+	// Page tables move as a whole where both sides are aligned.
+	if a := end &^ (2<<20 - 1); a > p.Start && aligned {
+		end = a
+	}
+	f.piece, rest = p.cut(end)
+	f.own, f.guards = upTo(f.own, end), upTo(f.guards, end)
+	return f, rest, nil
+}
+
+func join(rs []page.Range, r page.Range) []page.Range {
+	if n := len(rs); n > 0 && rs[n-1].End == r.Start {
+		rs[n-1].End = r.End
+		return rs
+	}
+	return append(rs, r)
+}
+
+func upTo(rs []page.Range, end page.Addr) []page.Range {
+	for len(rs) > 0 && rs[len(rs)-1].End > end {
+		last := &rs[len(rs)-1]
+		if last.Start < end {
+			last.End = end
+			break
+		}
+		rs = rs[:len(rs)-1]
+	}
+	return rs
+}
+
+// plan takes as much off the queue as fits in a stop.
+func (t *Settler) plan(queue []piece) (now, later []piece, err error) {
+	left, runs := t.budget(), 0
+	for len(queue) > 0 && left > 0 && len(now) < mostPieces && runs < mostRuns {
+		f, rest, err := t.scan(queue[0], left)
+		if err != nil {
+			return nil, nil, err
+		}
+		if f.guess > left && len(now) > 0 && rest.Empty() {
+			break
+		}
+		now = append(now, f.piece)
+		left -= f.guess
+		runs += len(f.own) + len(f.guards)
+		if queue = queue[1:]; !rest.Empty() {
+			queue = append([]piece{rest}, queue...)
+		}
+	}
+	return now, queue, nil
+}
+
+// settle replaces the pieces of a queue, whose shadows are filled.
+func (t *Settler) settle(ctx context.Context, queue []piece) error {
+	if t.target == nil && len(queue) > 0 {
+		// Making the area for injected calls takes a stop of its own.
+		if err := t.again(ctx, func([]int) error { return nil }); err != nil {
+			return err
+		}
+	}
+	for settled := t.rep.Settled; len(queue) > 0 && (!t.stale() || t.rep.Settled == settled); {
+		now, later, err := t.plan(queue)
+		if err != nil {
+			return err
+		}
+		queue = later
+		var back []piece
+		err = t.stop(ctx, func(tids []int) (err error) {
+			back, err = t.exchange(ctx, tids, now)
+			return err
+		})
+		switch {
+		case errors.Is(err, errNoStop):
+			queue = append(now, queue...)
+			if t.fails > settleFails {
+				return err
+			}
+		case err != nil:
+			return err
+		default:
+			queue = append(back, queue...)
+		}
+	}
+	return nil
+}
+
+// settleFails is how often in a row not all threads may stop in time.
+const settleFails = 100
+
+// again makes a stop that must come about.
+func (t *Settler) again(ctx context.Context, f func(tids []int) error) error {
+	for {
+		err := t.stop(ctx, f)
+		if !errors.Is(err, errNoStop) || t.fails > settleFails {
+			return err
+		}
+	}
+}
