@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pageferry/pageferry/appliance/pager"
@@ -34,6 +35,8 @@ type arrivalRecord struct {
 	// Gone: the source's copy ended before all pages were here, and what is
 	// missing is poisoned. Resident then says only that the pager was told to end.
 	Gone bool `json:"gone,omitempty"`
+	// Trap is how what has not arrived is trapped.
+	Trap string `json:"trap,omitempty"`
 	// Lost: nobody kept its memory, and it was ended.
 	Lost bool `json:"lost"`
 }
@@ -53,7 +56,8 @@ type arrival struct {
 	// arrival that was adopted.
 	all bool
 
-	skeleton *restore.Skeleton // nil where it has ended by itself
+	skeleton *restore.Skeleton           // nil where it has ended by itself
+	image    atomic.Pointer[image.Image] // from Rebuild on
 
 	// revival is held by whoever puts another pager in the place of a dead one;
 	// taken before mu.
@@ -84,7 +88,7 @@ func (a *arrival) pagerConfig() pager.Config {
 	c := pager.Config{
 		Command: a.host.opts.Pager, ID: a.id, Dir: a.dir,
 		Window: int(a.host.opts.WindowBytes), BulkLanes: a.record.Lanes,
-		Cgroup: a.pagerGroup, KeeperCgroup: a.keeperGroup, IdleSleep: a.host.opts.IdleSleep,
+		Cgroup: a.pagerGroup, KeeperCgroup: a.keeperGroup, IdleSleep: a.host.opts.IdleSleep, ShowDir: a.host.showDir(a.id),
 	}
 	if !a.all {
 		c.HeadStart = headStart
@@ -128,6 +132,11 @@ func (a *arrival) Rebuild(ctx context.Context, st migrate.State, all bool) error
 		}
 	}
 	decoded := time.Now()
+	shown, err := a.showBeside(ctx, img)
+	if err != nil {
+		return err
+	}
+	defer shown() // whatever comes: nobody else knows how far it is
 	if err := a.skeleton.RebuildWith(ctx, img, imageMemory(st.Memory), rest, trap{a, all}); err != nil {
 		return err
 	}
@@ -158,19 +167,9 @@ type trap struct {
 }
 
 func (a trap) Adopt(ctx context.Context, ad restore.Adoption) error {
-	defer ad.UFFD.Close()
-	defer ad.Mem.Close()
-	pa := pager.Adoption{
-		Space: ad.Space, PID: ad.PID, UFFD: ad.UFFD, Mem: ad.Mem,
-		Lazy: ad.Memory.Lazy, Eager: ad.Memory.Eager, Hot: ad.Memory.Hot,
-	}
-	for _, r := range ad.Regions {
-		kind := pager.Trapped
-		if r.Kind == restore.RegionWrite {
-			kind = pager.Written
-		}
-		pa.Regions = append(pa.Regions, pager.Region{Range: r.Range, Kind: kind, Shared: r.Shared})
-	}
+	defer ad.Close()
+	pa := pagerAdoption(ad)
+	pa.Group = a.skeleton.Cgroup()
 	begin := time.Now()
 	err := a.current().Adopt(ctx, pa)
 	a.log.Debug("memory adopted", "regions", len(pa.Regions), "took", time.Since(begin))
@@ -231,6 +230,9 @@ func (a *arrival) Resident(ctx context.Context) error {
 		return a.sound()
 	}
 	if err := a.retry(ctx, func(p *pager.Client) error { return p.WaitResident(ctx) }); err != nil && !errors.Is(err, pager.ErrLost) {
+		return err
+	}
+	if err := a.settle(ctx); err != nil {
 		return err
 	}
 	p = a.current()

@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"github.com/pageferry/pageferry/appliance/pager"
 	"github.com/pageferry/pageferry/checkpoint/inject"
 	"github.com/pageferry/pageferry/checkpoint/restore"
+	"github.com/pageferry/pageferry/fusemem"
 	"github.com/pageferry/pageferry/migrate"
 	"github.com/pageferry/pageferry/transport"
 )
@@ -24,6 +26,8 @@ type host struct {
 	opts HostOptions
 	log  *slog.Logger
 	kill func(string) // see EnvKillPoints
+	// noFUSE is why arriving processes cannot be shown as files; nil: they can.
+	noFUSE error
 
 	mu       sync.Mutex
 	arrivals map[transport.MigrationID]*arrival
@@ -38,6 +42,10 @@ func newHost(opts HostOptions) (*host, error) {
 	if h.kill != nil {
 		inject.KillPoint = func(p string) { h.kill("inject/" + p) }
 	}
+	if err, takeOver := fusemem.Probe(); err != nil || takeOver != nil {
+		h.noFUSE = errors.Join(err, takeOver)
+		log.Info("arriving processes are not shown as files", "why", h.noFUSE)
+	}
 	sweep(log)
 	sweepLeft(log)
 	return h, nil
@@ -47,11 +55,24 @@ func (h *host) dir(id transport.MigrationID) string {
 	return filepath.Join(h.opts.RunDir, id.String())
 }
 
+// showDir is where an arriving process is shown as files.
+func (h *host) showDir(id transport.MigrationID) string {
+	return filepath.Join(filepath.Dir(h.opts.RunDir), id.String())
+}
+
+// trap is how what is missing of o is trapped here.
+func (h *host) trap(o migrate.Offer) string {
+	if o.Trap != TrapFUSE && h.noFUSE != nil {
+		return TrapUFFD
+	}
+	return cmp.Or(o.Trap, TrapAuto)
+}
+
 // Prepare makes pager and skeleton, so that the freeze finds them waiting.
 func (h *host) Prepare(ctx context.Context, peer transport.Peer, id transport.MigrationID, o migrate.Offer) (_ migrate.Arrival, err error) {
 	a := &arrival{
 		id: id, host: h, dir: h.dir(id), log: h.log.With("migration", id), all: o.Mode.Whole(),
-		record: arrivalRecord{Epoch: 1, PlainPages: o.PlainPages, Lanes: max(1, o.Lanes)},
+		record: arrivalRecord{Epoch: 1, PlainPages: o.PlainPages, Lanes: max(1, o.Lanes), Trap: h.trap(o)},
 		key:    newLaneKey(),
 	}
 	if err := os.MkdirAll(h.opts.RunDir, 0o700); err != nil {
@@ -71,11 +92,15 @@ func (h *host) Prepare(ctx context.Context, peer transport.Peer, id transport.Mi
 	if err := a.makePagerGroups(); err != nil {
 		return nil, err
 	}
-	a.skeleton, err = restore.Prepare(ctx, restore.Config{
+	cfg := restore.Config{
 		ID: id.String(), PIDNamespace: o.PIDNamespace, PID: o.PID, PGID: o.PGID, SID: o.SID,
 		Monotonic: o.Monotonic, Boottime: o.Boottime, ClocksAt: o.Heard, Addresses: o.Addresses, Log: a.log, KillPoint: h.kill,
-	})
-	if err != nil {
+	}
+	if a.record.Trap == TrapFUSE { // what asks for it is refused yet: see ARCHITECTURE
+		cfg.Image = fusemem.ImagePath(h.showDir(id))
+		cfg.FileAt, cfg.Exe = func(i int) string { return fusemem.FilePath(h.showDir(id), i) }, a.exe
+	}
+	if a.skeleton, err = restore.Prepare(ctx, cfg); err != nil {
 		return nil, err
 	}
 	if a.pager, err = pager.Start(ctx, a.pagerConfig()); err != nil {

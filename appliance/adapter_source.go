@@ -345,7 +345,7 @@ func gone(err error) error {
 // certain: the destination gives up for it what it cannot get back.
 func (p *process) ReadPages(space page.Space, rs []page.Range, buf []byte) error {
 	err := p.s.ReadPages(space, rs, buf)
-	if p.running.Load() {
+	if space < page.FirstFileSpace && p.running.Load() {
 		if err != nil {
 			err = p.readRunning(space, rs, buf)
 		}
@@ -381,7 +381,7 @@ func offer(rep *inspect.Report, opts SourceOptions) (migrate.Offer, error) {
 		Mode: mode, HostPID: rep.PID, PID: rep.InnerPID, Comm: rep.Comm, Exe: rep.Exe,
 		Threads: len(rep.Threads), MemoryBytes: rep.MemoryBytes, UID: rep.UID,
 		PageSize: page.Size, XFeatures: h.XFeatures, XSize: h.XSize, Kernel: h.Kernel, Machine: h.Machine,
-		Listeners: rep.Listeners, Files: rep.Files, Directories: rep.Directories,
+		Listeners: rep.Listeners, Files: rep.Files, MappedFiles: rep.MappedFiles, Directories: rep.Directories,
 		PIDNamespace: opts.PIDNamespace, PlainPages: opts.PlainPages, Lanes: opts.BulkLanes, Trap: opts.Trap,
 		Monotonic: mono, Boottime: boot, Addresses: opts.Addresses,
 		PGID: innermost(st.NSPGID), SID: innermost(st.NSSID),

@@ -32,6 +32,8 @@ type admission struct {
 	hasAddress func(netip.Addr) bool
 	portFree   func(network string, a netip.AddrPort) error
 	stat       func(path string) (os.FileInfo, error)
+	// mapsFiles: what is only mapped privately can be had from the source.
+	mapsFiles bool
 }
 
 func newAdmission(facts HostFacts, c Config) *admission {
@@ -85,7 +87,7 @@ func (a *admission) check(o migrate.Offer) error {
 		no("page lanes are %s there and %s here; page_lanes must be the same in both configurations",
 			laneWord(o.PlainPages), laneWord(a.plain))
 	}
-	if !slices.Contains([]string{"", "auto", "uffd"}, o.Trap) {
+	if !slices.Contains([]string{"", TrapAuto, TrapUFFD}, o.Trap) {
 		no("trap %q is not known here", o.Trap)
 	}
 	a.checkMemory(o, no)
@@ -154,7 +156,11 @@ func (a *admission) checkListeners(o migrate.Offer, no func(string, ...any)) {
 }
 
 func (a *admission) checkFiles(o migrate.Offer, no func(string, ...any)) {
-	for _, f := range o.Files {
+	files := o.Files
+	if !a.mapsFiles || o.Trap == TrapUFFD {
+		files = slices.Concat(files, o.MappedFiles)
+	}
+	for _, f := range files {
 		switch fi, err := a.stat(f); {
 		case err != nil:
 			no("it has %s open or mapped, which is not here: %v", f, pathCause(err))

@@ -58,6 +58,7 @@ func TestAdmissionNamesEachReason(t *testing.T) {
 		{"nonsense", func(o *migrate.Offer) { o.Listeners = []string{"tcp"} }, "not understood"},
 		{"file", func(o *migrate.Offer) { o.Files = []string{"/no/such/file"} }, "/no/such/file"},
 		{"file is a directory", func(o *migrate.Offer) { o.Files = []string{"/"} }, "directory here"},
+		{"mapped file", func(o *migrate.Offer) { o.MappedFiles = []string{"/no/such/library"} }, "/no/such/library"},
 		{"directory", func(o *migrate.Offer) { o.Directories = []string{"/dev/null"} }, "no directory here"},
 		{"pid", func(o *migrate.Offer) { o.PIDNamespace, o.PID = "host", 77 }, "77 is taken"},
 		{"pidns", func(o *migrate.Offer) { o.PIDNamespace = "x" }, `"x"`},
@@ -72,6 +73,17 @@ func TestAdmissionNamesEachReason(t *testing.T) {
 			}
 		})
 	}
+	a.mapsFiles = true
+	lacking := good
+	lacking.MappedFiles = []string{"/no/such/library"}
+	if err := a.check(lacking); err != nil {
+		t.Errorf("refused over a file that the source can give: %v", err)
+	}
+	lacking.Trap = "uffd"
+	if err := a.check(lacking); err == nil || !strings.Contains(err.Error(), "/no/such/library") {
+		t.Errorf("a file that is missing, and is not to be had from the source: %v", err)
+	}
+	a.mapsFiles = false
 	a.claimed = func() uint64 { return 5 << 29 }
 	if a.check(good) == nil {
 		t.Error("memory that is promised to another is given away")

@@ -16,7 +16,7 @@ func CheckMode(s string) error {
 
 // CheckTrap accepts "", auto and uffd.
 func CheckTrap(s string) error {
-	return checkChoice("trap", s, []string{"auto", "uffd"}, []string{"fuse"})
+	return checkChoice("trap", s, []string{TrapAuto, TrapUFFD}, []string{TrapFUSE})
 }
 
 // CheckTransport accepts "", auto and tcp.

@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -223,7 +224,7 @@ func (d *Daemon) Migrate(req MigrateRequest) (Report, error) {
 		return Report{}, err
 	}
 	m := newMigration(opts.Migration, RoleSource, Report{
-		Mode: opts.modeText(), Engine: "native", Trap: "uffd", Transport: "tcp",
+		Mode: opts.modeText(), Engine: "native", Trap: cmp.Or(opts.Trap, TrapAuto), Transport: "tcp",
 		SourcePID: req.PID, State: "checking", Peer: req.To, Started: time.Now(),
 		MaxBandwidth: opts.MaxBandwidth, Lanes: opts.BulkLanes,
 	})

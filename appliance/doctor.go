@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pageferry/pageferry/dirty"
+	"github.com/pageferry/pageferry/fusemem"
 	"github.com/pageferry/pageferry/internal/sys"
 	"github.com/pageferry/pageferry/page"
 )
@@ -280,11 +281,13 @@ func checkOpenFiles() Finding {
 }
 
 func checkFUSE() Finding {
-	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-	if err == nil {
-		f.Close()
+	err, takeOver := fusemem.Probe()
+	fix := "modprobe fuse"
+	if err == nil && takeOver != nil {
+		err, fix = takeOver, "Linux 6.9 or later"
 	}
-	return found("FUSE", "yes", err, VerdictOptional, "modprobe fuse; only --trap fuse, of a later version, needs it")
+	return found("FUSE", "yes, and a mount outlives who serves it", err, VerdictOptional,
+		fix+"; without it the files of a process must be on both hosts, and its memory is not shown as one")
 }
 
 func checkRDMA() Finding {

@@ -8,6 +8,9 @@ import (
 	"github.com/pageferry/pageferry/page"
 )
 
+// abilityFUSE: memory and files of an arriving process can be shown as files.
+const abilityFUSE = "fuse"
+
 // hostFacts finds out what this host's processor and kernel can do, by the
 // doctor's own checks.
 func hostFacts() (HostFacts, error) {
@@ -25,6 +28,7 @@ func hostFacts() (HostFacts, error) {
 		"pidfd-getfd":    checkPidfdGetfd,
 		"cgroup-freezer": checkFreezer,
 		"time-namespace": checkTimeNamespace,
+		abilityFUSE:      checkFUSE,
 		"pid-namespace":  checkPIDNamespace,
 		"posix-timer-restore": func() Finding {
 			// PR_TIMER_CREATE_RESTORE_IDS (6.15). Before it timers get the

@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -98,7 +99,7 @@ func (h *handover) recoverSources(_ context.Context) error {
 	for _, rec := range recs {
 		_, as := recallLanes(string(rec.Hint))
 		m := newMigration(rec.Migration, RoleSource, Report{
-			Mode: string(rec.Mode), Engine: "native", Trap: "uffd", Transport: "tcp",
+			Mode: string(rec.Mode), Engine: "native", Trap: cmp.Or(as.Trap, TrapAuto), Transport: "tcp",
 			SourcePID: rec.SourcePID, State: rec.State, Peer: rec.PeerAddress, Comm: rec.Comm, Started: rec.Started,
 			MaxBandwidth: as.MaxBandwidth, Lanes: as.BulkLanes,
 			Remarks: []string{"taken up from the journal of an earlier daemon"},
@@ -296,7 +297,7 @@ func (h *handover) progress(p migrate.Progress) {
 	m := h.arriving[p.ID]
 	if m == nil {
 		m = newMigration(p.ID, RoleDestination, Report{
-			Engine: "native", Trap: "uffd", Transport: "tcp", Peer: p.Peer, Comm: p.Comm, Started: p.Started, State: p.State,
+			Engine: "native", Trap: cmp.Or(p.Trap, TrapAuto), Transport: "tcp", Peer: p.Peer, Comm: p.Comm, Started: p.Started, State: p.State,
 		})
 		if err := h.d.registry.add(m); err != nil {
 			return // an earlier one of that id is being put away

@@ -29,12 +29,13 @@ const (
 	hintLaneCount = " lanes="
 	hintBandwidth = " bandwidth="
 	hintCompress  = " compress="
+	hintTrap      = " trap="
 )
 
 // hintLanes goes at the end of a description.
 func hintLanes(o SourceOptions) string {
 	return hintLaneCount + strconv.Itoa(o.BulkLanes) + hintBandwidth + strconv.FormatUint(uint64(o.MaxBandwidth), 10) +
-		hintCompress + o.Compress.String()
+		hintCompress + o.Compress.String() + hintTrap + o.Trap
 }
 
 // recallLanes cuts what hintLanes said from a description, and returns the rest.
@@ -46,12 +47,13 @@ func recallLanes(hint string) (rest string, as SourceOptions) {
 		return hint, as
 	}
 	limit, how, _ := strings.Cut(said, hintCompress)
+	how, trap, _ := strings.Cut(how, hintTrap)
 	n, err := strconv.ParseUint(lanes, 10, 8)
 	b, errB := strconv.ParseUint(limit, 10, 64)
 	mode, errM := codec.ParseMode(cmp.Or(how, codec.Auto.String())) // an earlier daemon did not say
-	if err != nil || errB != nil || errM != nil || b != 0 && (b < pace.Min || b > pace.Max) {
+	if err != nil || errB != nil || errM != nil || CheckTrap(trap) != nil || b != 0 && (b < pace.Min || b > pace.Max) {
 		return rest, as
 	}
-	as.BulkLanes, as.MaxBandwidth, as.Compress = int(n), Bandwidth(b), mode
+	as.BulkLanes, as.MaxBandwidth, as.Compress, as.Trap = int(n), Bandwidth(b), mode, trap
 	return rest, as
 }

@@ -101,10 +101,7 @@ func startLazy(ctx context.Context, dir string, id transport.MigrationID, c *sto
 
 // Adopt implements restore.Trap.
 func (t *lazy) Adopt(ctx context.Context, a restore.Adoption) error {
-	defer a.Mem.Close()
-	if a.UFFD != nil {
-		defer a.UFFD.Close()
-	}
+	defer a.Close()
 	if err := t.client.Adopt(ctx, pagerAdoption(a)); err != nil {
 		return err
 	}
@@ -114,13 +111,16 @@ func (t *lazy) Adopt(ctx context.Context, a restore.Adoption) error {
 // pagerAdoption says the same to the pager.
 func pagerAdoption(a restore.Adoption) pager.Adoption {
 	pa := pager.Adoption{Space: a.Space, PID: a.PID, UFFD: a.UFFD, Mem: a.Mem,
-		Lazy: a.Memory.Lazy, Eager: a.Memory.Eager, Hot: a.Memory.Hot}
+		Lazy: a.Memory.Lazy, Eager: a.Memory.Eager, Hot: a.Memory.Hot, Veil: a.Veil, Kept: a.Kept}
 	for _, r := range a.Regions {
 		kind := pager.Trapped
 		if r.Kind == restore.RegionWrite {
 			kind = pager.Written
 		}
-		pa.Regions = append(pa.Regions, pager.Region{Range: r.Range, Kind: kind, Shared: r.Shared})
+		pa.Regions = append(pa.Regions, pager.Region{Range: r.Range, Kind: kind, Shared: r.Shared, Shadow: r.Shadow})
+	}
+	for _, v := range a.Views {
+		pa.Views = append(pa.Views, pager.View{Range: v.Range, Shadow: v.Shadow})
 	}
 	return pa
 }

@@ -1,8 +1,10 @@
 package pager
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/pageferry/pageferry/fault"
 	"github.com/pageferry/pageferry/page"
@@ -13,11 +15,10 @@ import (
 // adopt takes up an address space.
 func (s *server) adopt(m adoptMsg, p packet, files []*os.File) error {
 	n := 0
-	if m.UFFD {
-		n++
-	}
-	if m.Mem {
-		n++
+	for _, has := range []bool{m.UFFD, m.Mem, m.Veil} {
+		if has {
+			n++
+		}
 	}
 	if err := wantFiles(p, files, n); err != nil {
 		return err
@@ -25,6 +26,9 @@ func (s *server) adopt(m adoptMsg, p packet, files []*os.File) error {
 	segs := make([]pagestore.Segment, len(m.Regions))
 	for i, r := range m.Regions {
 		segs[i] = pagestore.Segment{Dst: r.Range, Src: r.Range.Start}
+		if r.Shadow != 0 {
+			segs[i].Dst = page.Range{Start: r.Shadow, End: r.Shadow + page.Addr(r.Range.Bytes())}
+		}
 		switch {
 		case r.Kind == Written && !m.Mem:
 			return fmt.Errorf("pager: region %v is to be written, and there is no memory file", r.Range)
@@ -42,9 +46,15 @@ func (s *server) adopt(m adoptMsg, p packet, files []*os.File) error {
 	if err := covered(&m); err != nil {
 		return err
 	}
+	if err := checkViews(m.Views, m.Regions); err != nil {
+		return err
+	}
+	if m.Veil && (!m.Mem || !filepath.IsAbs(m.Group)) {
+		return errors.New("pager: memory is veiled, and there is no memory file or no cgroup")
+	}
 	// Numbers that a pager which takes over can keep.
-	fds := []int{-1, -1}
-	for i, has := range []bool{m.UFFD, m.Mem} {
+	fds := []int{-1, -1, -1}
+	for i, has := range []bool{m.UFFD, m.Mem, m.Veil} {
 		if !has {
 			continue
 		}
@@ -59,23 +69,39 @@ func (s *server) adopt(m adoptMsg, p packet, files []*os.File) error {
 		}()
 		fds[i], files = fd, files[1:]
 	}
-	if m.UFFD {
+	for i, has := range []bool{m.UFFD, m.Veil} {
+		if !has {
+			continue
+		}
 		// A blocking descriptor would hold up all the others.
-		if err := unix.SetNonblock(fds[0], true); err != nil {
+		if err := unix.SetNonblock(fds[2*i], true); err != nil {
 			return fmt.Errorf("pager: userfaultfd: %w", err)
 		}
 	}
-	src, err := s.store.AddSource(m.Space, m.Lazy, m.Eager, m.Hot)
+	// What is known of veiled memory goes by pages that the source has, here or not.
+	lazy := page.Union(&m.Lazy, &m.Kept)
+	src, err := s.store.AddSource(m.Space, lazy, m.Eager, m.Hot)
 	if err != nil {
 		return err
 	}
 	s.mu.Lock()
 	s.eager, s.all = make(chan struct{}), make(chan struct{})
 	s.mu.Unlock()
-	if _, err = s.store.AddSpace(src, m.PID, fds[0], fds[1], segs); err != nil {
+	sp, err := s.store.AddSpace(src, m.PID, fds[0], fds[1], segs)
+	if err != nil {
 		return err
 	}
+	for _, r := range m.Kept.Ranges() {
+		src.Each(r, func(p page.Range, first int) { s.store.Add(pagestore.Kept, uint64(sp.Settle(first, first+p.Pages()))) })
+	}
+	mem, veil := fds[1], fds[2]
 	fds[0], fds[1] = -1, -1
+	if m.Veil {
+		fds[2] = -1
+		if err := s.veil(src, &m, veil, mem); err != nil {
+			return err
+		}
+	}
 	s.trap.Kick()
 	s.fetch.Start(s.store.Flag(pagestore.FlagFetching))
 	return nil

@@ -45,6 +45,9 @@ type Config struct {
 	// IdleSleep lets the host's idle processors sleep while the pager is there.
 	// Otherwise they poll, and faults are answered sooner.
 	IdleSleep bool
+	// ShowDir is where the process is shown as files: a directory that is not there
+	// yet. Default: it is not shown.
+	ShowDir string
 	// Log receives the pager's own log. Default: the file pager.log in Dir, which
 	// nobody can keep from being written to by not reading it. See LastWords.
 	Log *os.File
@@ -108,6 +111,8 @@ type Region struct {
 	Kind  Kind       `cbor:"2,keyasint"`
 	// Shared regions are mapped shared: MADV_DONTNEED keeps their content.
 	Shared bool `cbor:"3,keyasint,omitempty"`
+	// Shadow is where the pages of a region go that is a View; else 0.
+	Shadow page.Addr `cbor:"4,keyasint,omitempty"`
 }
 
 // Adoption is an address space that a pager is to serve. Its sets are those of
@@ -129,6 +134,13 @@ type Adoption struct {
 	Lazy    page.Set
 	Eager   page.Set
 	Hot     page.Set
+	// Veil is the userfaultfd of Views, with the features of fault.VeilFeatures and
+	// all of them registered; Group is the cgroup that the process and its children
+	// live in. The pager must show an image (Show).
+	Veil  *os.File
+	Views []View
+	Kept  page.Set // pages of Views that are in their shadows already
+	Group string
 }
 
 // PageFile is a file that holds pages, for a restore without a source host.

@@ -263,10 +263,10 @@ func (c *Client) AttachFile(ctx context.Context, pf PageFile) error {
 func (c *Client) Adopt(ctx context.Context, a Adoption) error {
 	m := adoptMsg{
 		Space: a.Space, PID: a.PID, UFFD: a.UFFD != nil, Mem: a.Mem != nil, Regions: a.Regions,
-		Lazy: a.Lazy, Eager: a.Eager, Hot: a.Hot,
+		Lazy: a.Lazy, Eager: a.Eager, Hot: a.Hot, Veil: a.Veil != nil, Views: a.Views, Kept: a.Kept, Group: a.Group,
 	}
 	var files []*os.File
-	for _, f := range []*os.File{a.UFFD, a.Mem} {
+	for _, f := range []*os.File{a.UFFD, a.Mem, a.Veil} {
 		if f != nil {
 			files = append(files, f)
 		}
@@ -340,8 +340,7 @@ func (c *Client) Abort(ctx context.Context) error {
 	c.mu.Unlock()
 	// The pager first: it would replace its keeper.
 	err := errors.Join(endByPID(w.PID, w.Start), endKeeper(w.Keeper, w.KeeperStart))
-	removeState(c.cfg.Dir)
-	return err
+	return errors.Join(err, removeState(c.cfg.Dir))
 }
 
 // Close lets go of the pager, which lives on. Idempotent.

@@ -34,6 +34,11 @@ const (
 	opStats        op = "stats"
 	opPoison       op = "poison"
 	opFinish       op = "finish"
+	opShow         op = "show"
+	opVeiled       op = "veiled"
+	opUnveil       op = "unveil"
+	opRead         op = "read"
+	opShown        op = "shown"
 	opReply        op = "reply"
 	opEvent        op = "event"
 )

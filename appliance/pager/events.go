@@ -66,6 +66,7 @@ func (s *server) stats() Stats {
 		total += src.Len()
 		eager += src.EagerMissing()
 	}
+	total -= int(st.Count(pagestore.Kept))
 	l := s.trap.Latency()
 	landed := s.landed.Load()
 	if r := s.landing.Load(); r != nil {

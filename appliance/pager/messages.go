@@ -29,6 +29,7 @@ type settings struct {
 	OldKeeper int           `cbor:"9,keyasint,omitempty"`
 	HeadStart time.Duration `cbor:"10,keyasint,omitempty"`
 	IdleSleep bool          `cbor:"11,keyasint,omitempty"`
+	ShowDir   string        `cbor:"12,keyasint,omitempty"`
 }
 
 // who is the answer to opHello and opWho, and what the state file holds.
@@ -64,6 +65,50 @@ type adoptMsg struct {
 	Lazy    page.Set   `cbor:"6,keyasint"`
 	Eager   page.Set   `cbor:"7,keyasint"`
 	Hot     page.Set   `cbor:"8,keyasint"`
+	Veil    bool       `cbor:"9,keyasint,omitempty"` // its descriptor is the last
+	Views   []View     `cbor:"10,keyasint,omitempty"`
+	Group   string     `cbor:"11,keyasint,omitempty"`
+	Kept    page.Set   `cbor:"12,keyasint"`
+}
+
+// readMsg asks for a part of a file.
+type readMsg struct {
+	File   int   `cbor:"1,keyasint"`
+	Offset int64 `cbor:"2,keyasint"`
+	Bytes  int   `cbor:"3,keyasint"`
+}
+
+// shownReply is the answer to opShown.
+type shownReply struct {
+	Dev   uint64 `cbor:"1,keyasint"`
+	Show  Show   `cbor:"2,keyasint"`
+	Views []View `cbor:"3,keyasint"`
+	Image uint64 `cbor:"4,keyasint"`
+}
+
+// rangesMsg asks what there is of the source's pages of Ranges.
+type rangesMsg struct {
+	Ranges []page.Range `cbor:"1,keyasint"`
+	PID    int          `cbor:"2,keyasint"`
+	At     page.Range   `cbor:"3,keyasint"` // where it sees them
+}
+
+// unveilMsg says that shadows are about to take the place of what is seen of them in
+// process PID, which stands still: Shadows[i] has the pages of Ranges[i].
+type unveilMsg struct {
+	PID     int          `cbor:"1,keyasint"`
+	At      []page.Range `cbor:"4,keyasint"` // where it sees them
+	Ranges  []page.Range `cbor:"2,keyasint"`
+	Shadows []page.Addr  `cbor:"3,keyasint"`
+	// Again: it did not come to that.
+	Again bool `cbor:"5,keyasint,omitempty"`
+}
+
+// veilReply is the answer to both.
+type veilReply struct {
+	Missing page.Set `cbor:"1,keyasint"`
+	GivenUp page.Set `cbor:"2,keyasint"`
+	Own     page.Set `cbor:"3,keyasint"` // addresses of the process
 }
 
 type eventMsg struct {

@@ -47,6 +47,32 @@ func (s *server) handle(p packet, files []*os.File) (body any, err error) {
 			return nil, errors.Join(err, wantFiles(p, files, 1))
 		}
 		return s.land(m, files[0])
+	case opShow:
+		m, err := decode[Show](p)
+		if err != nil {
+			return nil, err
+		}
+		return nil, s.show(m)
+	case opVeiled:
+		m, err := decode[rangesMsg](p)
+		if err != nil {
+			return nil, err
+		}
+		return s.veiledNow(m)
+	case opUnveil:
+		m, err := decode[unveilMsg](p)
+		if err != nil {
+			return nil, err
+		}
+		return s.unveil(m)
+	case opShown:
+		return s.whatIsShown(), nil
+	case opRead:
+		m, err := decode[readMsg](p)
+		if err != nil {
+			return nil, err
+		}
+		return s.read(m)
 	case opFetch:
 		s.store.SetFlag(pagestore.FlagFetching)
 		s.fetch.Start(true)

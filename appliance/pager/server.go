@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/pageferry/pageferry/fault"
+	"github.com/pageferry/pageferry/fusemem"
 	"github.com/pageferry/pageferry/internal/sys"
 	"github.com/pageferry/pageferry/migrate/stream"
 	"github.com/pageferry/pageferry/page"
@@ -40,6 +41,8 @@ type server struct {
 	// fromFile: pages come from a file, for which there is no other to ask.
 	fromFile atomic.Bool
 	sock     *net.UnixListener
+	// of what is shown as files; see show.go
+	shown shown
 
 	ctx    context.Context // ends with the pager
 	cancel context.CancelFunc
@@ -52,6 +55,8 @@ type server struct {
 	eager   chan struct{} // closed while no eager page is missing
 	all     chan struct{} // closed while no page is missing
 	leaving bool
+	fs      *fusemem.FS
+	veiled  *veiled
 	lost    error // every page lane refused because the source's pages are gone
 }
 
@@ -257,6 +262,9 @@ func (s *server) finish() error {
 	s.leaving = true
 	me := s.me
 	s.mu.Unlock()
+	if err := s.unshow(); err != nil {
+		s.log.Warn("what was shown of the process", "err", err)
+	}
 	s.trap.Halt()
 	if err := s.trap.Leave(); err != nil {
 		return err

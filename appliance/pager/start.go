@@ -103,7 +103,7 @@ func start(ctx context.Context, cfg Config, oldKeeper int) (*Client, error) {
 	w, err := hello(ctx, c, settings{
 		ID: cfg.ID, Dir: cfg.Dir, KeeperCgroup: cfg.KeeperCgroup, TLS: cfg.TLS, Window: cfg.Window,
 		Chunk: cfg.Chunk, BulkLanes: cfg.BulkLanes, StallTimeout: cfg.StallTimeout, OldKeeper: oldKeeper,
-		HeadStart: cfg.HeadStart, IdleSleep: cfg.IdleSleep,
+		HeadStart: cfg.HeadStart, IdleSleep: cfg.IdleSleep, ShowDir: cfg.ShowDir,
 	}, cmd.Process.Pid)
 	var pidfd int
 	if err == nil {
@@ -311,7 +311,7 @@ func Kept(dir string) bool {
 func Abandoned(dir string) error {
 	w, err := readState(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return Hide(dir)
 	}
 	if err != nil {
 		return err
@@ -319,15 +319,19 @@ func Abandoned(dir string) error {
 	if err := errors.Join(endByPID(w.PID, w.Start), endKeeper(w.Keeper, w.KeeperStart)); err != nil {
 		return err
 	}
-	removeState(dir)
-	return nil
+	return removeState(dir)
 }
 
-func removeState(dir string) {
+// removeState removes what a pager leaves in dir that was killed.
+func removeState(dir string) error {
+	if err := Hide(dir); err != nil {
+		return err
+	}
 	_ = os.Remove(filepath.Join(dir, socketName))
 	_ = os.Remove(filepath.Join(dir, stateName))
 	_ = os.Remove(filepath.Join(dir, stateName+".new"))
 	_ = os.Remove(filepath.Join(dir, logName))
+	return nil
 }
 
 // endByPID kills a process that started at start, if it is there.

@@ -72,14 +72,27 @@ func (s *server) takeOver() error {
 			}
 		}
 	}
-	s.trap.Recover(func(n int) (int, error) {
+	another := func(n int) (int, error) {
 		fd, err := unix.PidfdGetfd(pidfd, n, 0)
 		if err != nil {
 			return -1, err
 		}
 		defer unix.Close(fd)
 		return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, fault.FirstFD)
-	})
+	}
+	s.trap.Recover(another)
+	err = s.takeShown(func(n int) error {
+		if err := sameNumber(pidfd, n); err != nil {
+			return fmt.Errorf("pager: descriptor %d of keeper %d: %w", n, s.cfg.OldKeeper, err)
+		}
+		return nil
+	}, another)
+	if err != nil && len(s.shown.Views) > 0 {
+		return err
+	}
+	if err != nil { // the process does without
+		s.log.Warn("the process cannot be read as files any more", "err", err)
+	}
 	// With the last copies but ours go the lanes of the dead pager.
 	return endProcess(pidfd, 10*time.Second)
 }

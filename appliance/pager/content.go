@@ -1,0 +1,87 @@
+package pager
+
+import (
+	"fmt"
+
+	"github.com/pageferry/pageferry/page"
+)
+
+// contentChunk is how much of a file is asked for at once.
+const contentChunk = 1 << 20
+
+// eachChunk reads size bytes of file number i from offset on, and calls f for each
+// chunk.
+func (s *server) eachChunk(i int, offset, size int64, f func(at int64, b []byte) error) error {
+	if i < 0 || offset < 0 || offset%page.Size != 0 || size < 0 {
+		return fmt.Errorf("pager: %d bytes of file %d at offset %d", size, i, offset)
+	}
+	src := s.fetch.Source(page.FirstFileSpace + page.Space(i))
+	buf := make([]byte, contentChunk)
+	for at := int64(0); at < size; {
+		n := min(size-at, contentChunk)
+		b := buf[:(n+page.Size-1)&^(page.Size-1)]
+		if err := src.ReadPages(s.ctx, page.Num((offset+at)>>page.Shift), b, page.Demand); err != nil {
+			return err
+		}
+		if err := f(at, b[:n]); err != nil {
+			return err
+		}
+		at += n
+	}
+	return nil
+}
+
+// maxRead is the most that one request reads.
+const maxRead = 16 << 20
+
+// read answers readMsg.
+func (s *server) read(m readMsg) ([]byte, error) {
+	if m.Bytes < 0 || m.Bytes > maxRead {
+		return nil, fmt.Errorf("pager: %d bytes of a file at once", m.Bytes)
+	}
+	out := make([]byte, 0, m.Bytes)
+	err := s.eachChunk(m.File, m.Offset, int64(m.Bytes), func(_ int64, b []byte) error {
+		out = append(out, b...)
+		return nil
+	})
+	return out, err
+}
+
+// whatIsShown answers opShown.
+func (s *server) whatIsShown() (r shownReply) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fs != nil {
+		r.Dev, r.Image = s.fs.ImageID()
+		r.Show, r.Views = s.shown.Show, s.shown.Views
+	}
+	return r
+}
+
+// veiledNow answers rangesMsg.
+func (s *server) veiledNow(m rangesMsg) (r veilReply, err error) {
+	src := s.store.Source(0)
+	if src == nil {
+		return r, nil
+	}
+	for _, g := range m.Ranges {
+		src.Each(g, func(p page.Range, first int) {
+			for i := src.NextWanted(first, first+p.Pages()); i < first+p.Pages(); i = src.NextWanted(i+1, first+p.Pages()) {
+				r.Missing.Add(page.PageOf(p.Start + page.Addr(i-first)<<page.Shift))
+			}
+		})
+		gone := src.AllGivenUp(g)
+		r.GivenUp = page.Union(&r.GivenUp, &gone)
+	}
+	if s.mu.Lock(); s.veiled != nil && m.PID != 0 {
+		r.Own = s.veiled.veil.Own(m.PID, m.At)
+	}
+	s.mu.Unlock()
+	s.mu.Lock()
+	v := s.veiled
+	s.mu.Unlock()
+	if v != nil && m.PID != 0 {
+		r.Own = v.veil.Own(m.PID, m.At)
+	}
+	return r, nil
+}
