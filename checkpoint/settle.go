@@ -11,7 +11,6 @@ import (
 	"github.com/pageferry/pageferry/checkpoint/inject"
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/proc"
-	"golang.org/x/sys/unix"
 )
 
 // Backing is what stands behind a part of a private mapping of the device. With none
@@ -43,6 +42,7 @@ type SettlePart struct {
 	Ino        uint64    // of its file
 	Offset     uint64    // of its beginning, in the file
 	Shadow     page.Addr // what takes its place
+	Aside      page.Addr // where it is moved to, and unmapped later; 0: it is unmapped at once
 }
 
 // SettleConfig says what is settled and how.
@@ -61,14 +61,37 @@ type SettleConfig struct {
 	// Kept, if set, is called in the same stop with parts that Stopped was told of and
 	// that have not been replaced.
 	Kept func(parts []SettlePart)
+	// Early, if set, allows to copy what the program has written of a part over its
+	// shadow while it runs, of mappings that are registered for WP_ASYNC. It is called
+	// while the process stands still, once or more for a part, before each such copying.
+	// From then on the shadow is not what has arrived: the caller unregisters it, for a
+	// write to it from outside must not wait, and nobody else may need it. That can only
+	// be a process that sees the same file and exists by now: one that is forked later
+	// has all that is copied as its own. So where there is such a process it fails, and
+	// what is written is copied in stops, as it is where Early is not set.
+	Early func(ctx context.Context, parts []SettlePart) error
+	// Moves says that Stopped leaves mappings registered that have SettlePart.Aside, and
+	// that what the userfaultfd tells of their move there, and of their end, is read
+	// meanwhile: the calls wait for that. To unregister memory for write protection
+	// takes the kernel 0.11 us for each page, so a stop replaces much more then.
+	Moves bool
+	// Replaced, if set, is called while the process runs, with parts that have been
+	// replaced and of which nothing is mapped any more.
+	Replaced func(parts []SettlePart)
 	// Limit is how long the process may stand still at once; 0 means 2 ms. What one
 	// stop costs beyond our control (hundreds of threads) can exceed it.
 	Limit time.Duration
 	// Run is how long the process runs between two stops, as a multiple of the time
 	// that it stood still; 0 means 1.
 	Run float64
-	// Ahead is how many bytes Read fills before they are settled; 0 means 16 MiB.
+	// Ahead is how many bytes Read fills before they are settled, and how many may lie
+	// aside before they are unmapped; 0 means 16 MiB.
 	Ahead uint64
+	// Slice is how long a mapping may be, in bytes, to be replaced only when nothing of
+	// it is Later; 0 means 64 MiB. Of a longer one aligned parts of that length are
+	// replaced when they are complete, so that its memory is not there twice. Until the
+	// last is, mremap(2) across it fails with EFAULT on kernels before 6.17.
+	Slice uint64
 	Log   *slog.Logger // nil discards
 }
 
@@ -81,6 +104,9 @@ func (c *SettleConfig) defaults() {
 	}
 	if c.Ahead == 0 {
 		c.Ahead = 16 << 20
+	}
+	if c.Slice == 0 {
+		c.Slice = 64 << 20
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -96,8 +122,10 @@ type Skipped struct {
 // SettleReport is what Settle has done.
 type SettleReport struct {
 	Stops    []time.Duration // how long the process stood still, from before the first thread was stopped to the last one let go
+	Halts    []time.Duration // how long its main thread alone did, to unmap what is not needed any more
 	Settled  uint64          // bytes of mappings that were replaced
-	Copied   uint64          // bytes of pages that the program had written
+	Copied   uint64          // bytes of pages that the program had written, copied in stops
+	Early    uint64          // bytes of such that were copied while it ran
 	Filled   uint64          // bytes that Read gave and that were not zero
 	Later    uint64          // bytes that Backing put off
 	Retried  int             // parts that had changed when the process stood still
@@ -116,8 +144,9 @@ func (r *SettleReport) Quantile(q float64) time.Duration {
 }
 
 func (r *SettleReport) String() string {
-	return fmt.Sprintf("%d stops, median %v, p99 %v, longest %v; %d bytes settled, %d copied, %d filled, %d put off, %d skipped, in %v",
-		len(r.Stops), r.Quantile(0.5), r.Quantile(0.99), r.Quantile(1), r.Settled, r.Copied, r.Filled, r.Later, len(r.Skipped), r.Duration)
+	return fmt.Sprintf("%d stops, median %v, p99 %v, longest %v, and %d of the main thread, longest %v; %d bytes settled, %d copied and %d before, %d filled, %d put off, %d skipped, in %v",
+		len(r.Stops), r.Quantile(0.5), r.Quantile(0.99), r.Quantile(1), len(r.Halts), slices.Max(append(r.Halts, 0)),
+		r.Settled, r.Copied, r.Early, r.Filled, r.Later, len(r.Skipped), r.Duration)
 }
 
 // Settler replaces a running process's private mappings of files of one device by
@@ -147,18 +176,32 @@ type Settler struct {
 
 	// taken are addresses of the caller's shadows that have moved away.
 	taken page.Set
+	// touched are shadows that got their anon_vma before a part of them moved away.
+	touched page.Set
+	// Of ours in the process, beside the area: places for mappings to be moved to,
+	// mappings that were, and shadows that were made.
+	asides, old, made page.Set
 	// bad are paths that the process cannot map, and why.
 	bad map[string]error
 
+	// space is the address space that all of this is about.
+	space *proc.Memory
+
 	// Of one round:
-	mem  *proc.Memory
-	pm   *proc.Pagemap
-	look *proc.Lookup
-	maps []proc.Mapping
-	good time.Time // until when the flags in maps are believed
-	made page.Set  // shadows of ours
-	buf  []byte
+	mem   *proc.Memory
+	pm    *proc.Pagemap
+	look  *proc.Lookup
+	maps  []proc.Mapping
+	good  time.Time // until when the flags in maps are believed
+	buf   []byte
+	asked map[proc.Piece]Backing
+	done  []SettlePart // that Replaced has not been told of
+	// refused: Early has failed, and is not asked again.
+	refused bool
+	next    page.Addr // where a mapping can be moved to
+	// What a dead settler has left: areas for injected calls, and other memory.
 	left []page.Range
+	lost page.Set
 }
 
 // NewSettler prepares to settle the process of s; it changes nothing yet.
@@ -177,7 +220,7 @@ const settleTries = 4
 // nil, and returns when nothing is left but what is reported as skipped or put off.
 // The report covers this call, also where it fails.
 func (t *Settler) Settle(ctx context.Context, within []page.Range) (rep SettleReport, err error) {
-	t.rep = SettleReport{}
+	t.rep, t.refused = SettleReport{}, false
 	began := time.Now()
 	for idle := 0; ; {
 		before := t.rep.Settled
@@ -204,29 +247,6 @@ func (t *Settler) Settle(ctx context.Context, within []page.Range) (rep SettleRe
 	return t.rep, err
 }
 
-// Release unmaps shadows that nothing is settled from any more, and the places of those
-// that have moved: they stay mapped until then, so that all of a range is the caller's.
-func (t *Settler) Release(ctx context.Context, shadows []page.Range) error {
-	for len(shadows) > 0 {
-		few := shadows[:min(len(shadows), mostShadows)]
-		shadows = shadows[len(few):]
-		err := t.again(ctx, func(tids []int) error {
-			b := t.target.Batch()
-			for _, r := range few {
-				b.Call(unix.SYS_MUNMAP, uint64(r.Start), r.Bytes())
-			}
-			return b.Run(tids[0])
-		})
-		if err != nil {
-			return &Error{"unmap the shadows of", t.s.pid, err}
-		}
-		for _, r := range few {
-			t.taken.Remove(r)
-		}
-	}
-	return nil
-}
-
 // Left are the mappings of the device that the process has now.
 func (t *Settler) Left() ([]proc.Mapping, error) {
 	maps, err := proc.ReadMaps(t.s.pid)
@@ -240,21 +260,31 @@ func (t *Settler) Left() ([]proc.Mapping, error) {
 // Idempotent.
 func (t *Settler) Close() error {
 	if t.tr == nil {
-		return nil // it was never touched
+		return t.forget() // it was never touched
 	}
+	defer t.forget()
 	ctx, cancel := context.WithTimeout(context.Background(), stopLimit)
 	defer cancel()
 	err := t.open()
 	if err == nil {
 		defer t.shut()
-		t.forsaken()
+		if t.forsaken(); len(t.left) > 0 {
+			if err = t.flags(); err == nil {
+				t.forsaken()
+			}
+		}
+	}
+	if err == nil {
 		for tries := 0; tries < 10; tries++ {
-			err = t.again(ctx, func(tids []int) error {
-				if err := t.clear(tids); err != nil {
-					return err
-				}
-				return t.dismantle(tids[0])
-			})
+			if err = errors.Join(t.clearLeft(ctx), t.sweep(ctx, &t.made), t.tidy(ctx)); err == nil {
+				err = t.again(ctx, func(tids []int) error {
+					// An area of our own, where the tracer had to end since.
+					if err := t.clear(tids); err != nil {
+						return err
+					}
+					return t.dismantle(tids[0])
+				})
+			}
 			if !errors.Is(err, errInside) {
 				break
 			}
@@ -268,4 +298,17 @@ func (t *Settler) Close() error {
 		return &Error{"end settling", t.s.pid, err}
 	}
 	return nil
+}
+
+// forget drops what is known of an address space.
+func (t *Settler) forget() (err error) {
+	for _, s := range []*page.Set{&t.taken, &t.touched, &t.asides, &t.old, &t.made} {
+		*s = page.Set{}
+	}
+	t.done = nil
+	if t.space != nil {
+		err = t.space.Close()
+	}
+	t.space = nil
+	return err
 }

@@ -176,8 +176,12 @@ func (t *Settler) blank(tid int, todo []found, zeroed *page.Set) error {
 				return err
 			}
 		}
-		own := page.NewSet(f.own...)
-		for _, z := range zeroed.Intersect(s) {
+		gone := zeroed.Intersect(s)
+		own, err := t.ownOf(f, gone)
+		if err != nil {
+			return err
+		}
+		for _, z := range gone {
 			for _, g := range own.Gaps(from(z, f.Start+z.Start-s.Start)) {
 				if err := call(unix.SYS_MADVISE, uint64(s.Start+g.Start-f.Start), g.Bytes(), unix.MADV_DONTNEED); err != nil {
 					return err

@@ -41,6 +41,12 @@ func (t *Settler) exchange(ctx context.Context, tids []int, now []piece) (back [
 		if err != nil {
 			return nil, err
 		}
+		if !rest.Empty() && f.ahead && f.tries < settleTries {
+			// It was to be replaced at once.
+			p.tries++
+			back = append(back, p)
+			continue
+		}
 		if !rest.Empty() {
 			back = append(back, rest)
 		}
@@ -72,7 +78,7 @@ func (t *Settler) exchange(ctx context.Context, tids []int, now []piece) (back [
 	} else {
 		t.kept(todo)
 	}
-	t.cost.worked(guess, time.Since(began)-t.held)
+	t.cost.worked(guess+costStop, time.Since(began)-t.held)
 	return back, err
 }
 
@@ -128,17 +134,22 @@ func (t *Settler) move(tids []int, todo []found) error {
 			t.held += time.Since(began) - b.Took()
 		}
 		done := 0
-		for done < len(todo) {
-			if _, e := moves[done].mremap.Ret(); e != nil {
+		for ; done < len(todo); done++ {
+			f, m := &todo[done], moves[done]
+			if _, e := m.mremap.Ret(); e == nil {
+				t.moved(f, m)
+			} else if !m.returned() {
 				break
+			} else {
+				t.forgetAside(f)
+				t.skip(&f.piece, fmt.Errorf("its shadow cannot take its place: %w", e))
+				t.kept(todo[done : done+1])
 			}
-			t.moved(&todo[done], moves[done])
-			done++
 		}
-		if err == nil {
-			return nil
+		if done == len(todo) {
+			return err
 		}
-		if call := (*inject.CallError)(nil); !errors.As(err, &call) {
+		if call := (*inject.CallError)(nil); err != nil && !errors.As(err, &call) {
 			t.kept(todo[done:])
 			return err
 		}
@@ -162,11 +173,13 @@ func (t *Settler) mend(tid int, f *found) error {
 	}
 	b := t.target.Batch()
 	if ok && m.Dev == f.of.Dev {
+		t.forgetAside(f)
 		for _, g := range f.guards {
 			b.Call(unix.SYS_MADVISE, uint64(f.shadow+g.Start-f.Start), g.Bytes(), madvGuardRemove).Optional()
 		}
 		return errors.Join(errors.New("left as it was"), b.Run(tid))
 	}
+	f.aside = 0 // what has been moved there is taken away
 	m2 := remap(b, f)
 	if err := b.Run(tid); err != nil {
 		return fmt.Errorf("the mapping is lost: %w", err)
@@ -175,16 +188,45 @@ func (t *Settler) mend(tid int, f *found) error {
 	return nil
 }
 
-// moved is the calls that replaced a mapping, and locked it again.
-type moved struct{ mremap, mlock *inject.Call }
+// moved is the calls that replaced a mapping, and locked it again; or moved it away
+// before that, and back where that had to be.
+type moved struct{ mremap, mlock, away, back *inject.Call }
+
+// returned reports whether a mapping that was moved away has come back.
+func (m *moved) returned() bool {
+	if m.back == nil {
+		return false
+	}
+	_, err := m.back.Ret()
+	return err == nil
+}
+
+// forgetAside: f has not moved aside. What was reserved for it may have been unmapped,
+// and then is not ours any more.
+func (t *Settler) forgetAside(f *found) {
+	if f.aside == 0 {
+		return
+	}
+	t.look.Again()
+	if m, ok, err := t.look.At(f.aside); err == nil && (!ok || !private(&m) || m.Prot != unix.PROT_NONE) {
+		t.asides.Remove(from(f.Range, f.aside))
+	}
+	f.aside = 0
+}
 
 // moved notes that a piece is settled.
 func (t *Settler) moved(f *found, m moved) {
 	t.rep.Settled += f.Bytes()
 	s := from(f.Range, f.shadow)
+	t.done = append(t.done, f.part())
 	t.made.Remove(s)
 	if !f.fresh {
 		t.taken.Add(s)
+	}
+	if f.aside != 0 {
+		away := from(f.Range, f.aside)
+		t.asides.Remove(away)
+		t.old.Add(away)
 	}
 	if m.mlock != nil {
 		if _, err := m.mlock.Ret(); err != nil {
@@ -245,7 +287,19 @@ func remap(b *inject.Batch, f *found) (m moved) {
 		// left of the shadow. See Release.
 		flags |= unix.MREMAP_DONTUNMAP
 	}
+	if f.aside != 0 {
+		m.away = b.Call(unix.SYS_MREMAP, uint64(f.Start), n, n, unix.MREMAP_MAYMOVE|unix.MREMAP_FIXED, uint64(f.aside))
+	}
 	m.mremap = b.Call(unix.SYS_MREMAP, uint64(f.shadow), n, n, flags, uint64(f.Start))
+	if f.aside != 0 {
+		// Where the shadow did not come there is a hole, and only then can it be filled.
+		// So the mapping comes back even if nobody is there any more to see to it.
+		m.mremap.Optional()
+		hole := b.Call(unix.SYS_MMAP, uint64(f.Start), n, unix.PROT_NONE,
+			unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE|unix.MAP_FIXED_NOREPLACE, ^uint64(0), 0).Optional()
+		m.back = b.Call(unix.SYS_MREMAP, uint64(f.aside), n, n, unix.MREMAP_MAYMOVE|unix.MREMAP_FIXED).Arg(4, hole).Optional()
+		b.Call(unix.SYS_MADVISE, uint64(f.aside), n, unix.MADV_DONTFORK).Optional()
+	}
 	if f.of.Has("lo") {
 		how := uint64(0)
 		if f.of.Has("lf") {

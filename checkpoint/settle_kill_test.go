@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,15 +19,16 @@ import (
 )
 
 // envSettling makes the test binary a settler that dies by SIGKILL at a kill point:
-// "PID DEV N OUTPUT", where OUTPUT is what the program veiled has written. N is 0 to
-// come through and print the points it passed.
+// "PID DEV N HOW OUTPUT", where OUTPUT is what the program veiled has written. N is 0 to
+// come through and print the points it passed. HOW is 0 for a process of which nothing
+// is registered, 1 to unregister what is replaced, 2 to have moves of it read.
 const envSettling = "PAGEFERRY_TEST_SETTLING"
 
 func settlingVictim(v string) error {
-	var pid, at int
+	var pid, at, how int
 	var dev uint64
 	var output string
-	if _, err := fmt.Sscan(v, &pid, &dev, &at, &output); err != nil {
+	if _, err := fmt.Sscan(v, &pid, &dev, &at, &how, &output); err != nil {
 		return err
 	}
 	text, err := os.ReadFile(output)
@@ -55,6 +57,14 @@ func settlingVictim(v string) error {
 	defer s.Close()
 	cfg := w.config()
 	cfg.Backing = w.mixed
+	if how > 0 {
+		fd, err := openUserfault(pid, string(text))
+		if err != nil {
+			return err
+		}
+		cfg = w.early(w.config(), fd, how == 2)
+		cfg.Limit = 300 * time.Microsecond
+	}
 	st, err := NewSettler(s, cfg)
 	if err != nil {
 		return err
@@ -78,9 +88,11 @@ func (v *veil) mixed(m proc.Mapping) Backing {
 	return r
 }
 
-func settlingCmd(v *veiled, at int) *exec.Cmd {
+func settlingCmd(v *veiled, at int) *exec.Cmd { return settlingCmdHow(v, at, 0) }
+
+func settlingCmdHow(v *veiled, at, how int) *exec.Cmd {
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %d %d %s", envSettling, v.Pid(), v.dev, at, v.Output))
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %d %d %d %s", envSettling, v.Pid(), v.dev, at, how, v.Output))
 	cmd.Stderr = new(bytes.Buffer)
 	return cmd
 }
@@ -131,6 +143,62 @@ func TestSettlerKilledAtEveryPoint(t *testing.T) {
 	settleAll(t, v.Pid(), cfg, v.shadows()...)
 	v.noTrace(t)
 	v.finish(t)
+}
+
+// A settler is killed while it copies ahead and moves mappings aside. The next one finds
+// what it has left, and what it has copied, in whichever state that is.
+func TestSettlerKilledAhead(t *testing.T) {
+	for how, name := range []string{1: "unregistered", 2: "moves are read"} {
+		if how == 0 {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			testutil.Require(t, testutil.Root, testutil.AMD64, testutil.Userfaultfd)
+			testutil.NoLeaks(t)
+			start := func() (*veiled, func()) {
+				v := startVeiled(t, 3, 1024, 2, "uffd")
+				fd := v.trap(t, nil)
+				time.Sleep(50 * time.Millisecond) // to be written by then
+				return v, func() {
+					cfg := v.early(v.config(), fd, how == 2)
+					settleAll(t, v.Pid(), cfg, v.shadows()...)
+					v.noTrace(t)
+					v.finish(t)
+				}
+			}
+			v, finish := start()
+			cmd := settlingCmdHow(v, 0, how)
+			out, err := cmd.Output()
+			if err != nil {
+				t.Fatalf("a settler that nobody kills: %v\n%s", err, cmd.Stderr)
+			}
+			finish()
+			points := strings.Fields(string(out))
+			for _, want := range []string{"settle-taken", "settle-early", "settle-unmap", "gate-shut"} {
+				if !slices.Contains(points, want) {
+					t.Errorf("no point %s", want)
+				}
+			}
+			killed := 0
+			for _, n := range sample(points) {
+				if name := points[n-1]; slices.Contains(points[n:], name) && !strings.HasPrefix(name, "settle-") && !strings.HasPrefix(name, "gate-") {
+					continue // TestSettlerKilledAtEveryPoint has more of those
+				}
+				v, finish := start()
+				if err := settlingCmdHow(v, n, how).Run(); err != nil {
+					killed++
+				}
+				if !v.Alive() {
+					t.Fatalf("killed at point %d (%s): the program has ended\n%s", n, points[n-1], v.Text())
+				}
+				finish()
+				if t.Failed() {
+					t.Fatalf("after a kill at point %d (%s)", n, points[n-1])
+				}
+			}
+			t.Logf("%d of %d points", killed, len(points))
+		})
+	}
 }
 
 // A settler is killed at any moment.

@@ -3,6 +3,7 @@ package checkpoint
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/pageferry/pageferry/page"
@@ -12,6 +13,7 @@ import (
 // What things cost in a stop, as a first guess; settleCost corrects all of it by one
 // factor that is measured.
 const (
+	costStop   = 200 * time.Microsecond // what the caller does in it, and to begin a batch
 	costPiece  = 12 * time.Microsecond  // the calls for one mremap
 	costOwn    = 1000 * time.Nanosecond // a page that is copied, and given up at its old place
 	costFile   = 80 * time.Nanosecond   // a page of the file that is mapped
@@ -54,10 +56,11 @@ func (c *settleCost) worked(guess, took time.Duration) {
 
 // budget is how much work may be guessed for a stop.
 func (t *Settler) budget() time.Duration {
-	// A third is left for what cannot be foreseen.
-	// Where stopping the threads takes that much, doing less makes more such stops.
-	b := max(t.cfg.Limit*2/3-t.cost.fixed, min(t.cost.fixed, t.cfg.Limit)/2, costLeast)
-	return time.Duration(float64(b) / t.cost.slow)
+	// A third is left for what cannot be foreseen. Where stopping the threads takes more
+	// than that, doing less in a stop makes more such stops.
+	b := max(t.cfg.Limit*2/3-t.cost.fixed, min(t.cost.fixed/2, 2*t.cfg.Limit), costLeast)
+	b = time.Duration(float64(b) / t.cost.slow)
+	return max(b-costStop, b/2)
 }
 
 // found is what of a piece has to be seen to in a stop.
@@ -74,28 +77,44 @@ var errEnough = errors.New("enough")
 // where all of it fits.
 func (t *Settler) scan(p piece, budget time.Duration) (f found, rest piece, err error) {
 	// What no page table is there for costs next to nothing, and looking at it does.
-	const window = 4 << 20
+	window, kinds := page.Addr(2*table), t.pm.Kinds
+	file, tables, move := costFile, costTable, time.Duration(0)
 	f = found{piece: p, guess: costPiece}
+	switch aligned := (p.shadow-p.Start)&(table-1) == 0; {
+	case p.ahead:
+		// All but copying is in fixed.
+		window = walkAtOnce
+		kinds = func(r page.Range, found func(page.Range, proc.PageKind)) error {
+			return t.openPages(r, p.sure, found)
+		}
+		file, tables = 0, 0
+		f.guess = p.fixed
+	case !aligned:
+		move = costMove
+	}
+	if p.of.Has("uw") && !p.ahead {
+		file += costTrap
+	}
 	end := p.Start
-	cut, aligned := false, (p.shadow-p.Start)&(2<<20-1) == 0
+	cut := false
 	for end < p.End && !cut && (f.guess <= budget || end == p.Start) {
 		w := page.Range{Start: end, End: min(p.End, (end+window)&^(window-1))}
 		end = w.End
 		empty := true
-		err := t.pm.Kinds(w, func(r page.Range, k proc.PageKind) {
+		err := kinds(w, func(r page.Range, k proc.PageKind) {
 			if cut {
 				return
 			}
 			empty = false
-			each := costFile
+			each := file
 			if k == proc.PageOwn {
-				each = costOwn
+				each += costOwn
 			}
 			least := 0
 			if r.Start == p.Start {
 				least = 1 // never nothing
 			}
-			if fit := max(int((budget-f.guess)/each), least); fit < r.Pages() {
+			if fit := max(int((budget-f.guess)/max(each, 1)), least); fit < r.Pages() {
 				cut = true
 				r.End = r.Start + page.Addr(fit)*page.Size
 				end = r.End
@@ -115,17 +134,15 @@ func (t *Settler) scan(p piece, budget time.Duration) (f found, rest piece, err 
 			return f, piece{}, err
 		}
 		if !empty {
-			f.guess += time.Duration(w.Bytes()>>21+1) * costTable
+			f.guess += time.Duration(w.Bytes()>>21+1) * tables
 		}
-		if !aligned {
-			f.guess += time.Duration(w.Pages()) * costMove
-		}
+		f.guess += time.Duration(w.Pages()) * move
 	}
 	if end >= p.End {
 		return f, piece{}, nil
 	}
 	// Page tables move as a whole where both sides are aligned.
-	if a := end &^ (2<<20 - 1); a > p.Start && aligned {
+	if a := end &^ (table - 1); a > p.Start && move == 0 {
 		end = a
 	}
 	f.piece, rest = p.cut(end)
@@ -161,7 +178,7 @@ func (t *Settler) plan(queue []piece) (now, later []piece, err error) {
 		if err != nil {
 			return nil, nil, err
 		}
-		if f.guess > left && len(now) > 0 && rest.Empty() {
+		if len(now) > 0 && (f.guess > left && rest.Empty() || !rest.Empty() && t.early(&queue[0])) {
 			break
 		}
 		now = append(now, f.piece)
@@ -182,12 +199,21 @@ func (t *Settler) settle(ctx context.Context, queue []piece) error {
 			return err
 		}
 	}
-	for settled := t.rep.Settled; len(queue) > 0 && (!t.stale() || t.rep.Settled == settled); {
+	for settled := t.rep.Settled; len(queue) > 0 && (!t.stale() || t.rep.Settled == settled || queue[0].ahead); {
+		var err error
+		if queue, err = t.prepare(ctx, queue); err != nil {
+			return err
+		}
 		now, later, err := t.plan(queue)
 		if err != nil {
 			return err
 		}
 		queue = later
+		for i := range now {
+			if err := t.whole(&now[i]); err != nil {
+				return ignoreGone(err)
+			}
+		}
 		var back []piece
 		err = t.stop(ctx, func(tids []int) (err error) {
 			back, err = t.exchange(ctx, tids, now)
@@ -203,9 +229,46 @@ func (t *Settler) settle(ctx context.Context, queue []piece) error {
 			return err
 		default:
 			queue = append(back, queue...)
+			// It is what makes the process take more memory than it did.
+			if t.old.Bytes() >= t.cfg.Ahead || len(queue) == 0 {
+				if err := t.away(ctx); err != nil {
+					return err
+				}
+			}
 		}
 	}
 	return nil
+}
+
+// prepare copies what the program has written of the first piece, where it is too much
+// for a stop and can be copied while it runs.
+func (t *Settler) prepare(ctx context.Context, queue []piece) ([]piece, error) {
+	if p := &queue[0]; p.ahead && p.tries > 0 && p.tries <= settleTries {
+		var err error
+		if p.ahead, err = t.copyEarly(ctx, p); err != nil {
+			return queue, err
+		}
+		p.plain = !p.ahead
+	} else if p := queue[0]; t.early(&p) {
+		_, rest, err := t.scan(p, t.budget())
+		if err != nil {
+			return queue, ignoreGone(err)
+		}
+		if !rest.Empty() {
+			head, rest, err := t.ahead(ctx, p)
+			if err != nil {
+				return queue, err
+			}
+			queue[0] = head
+			if !rest.Empty() {
+				queue = slices.Insert(queue, 1, rest)
+			}
+		}
+	}
+	if queue[0].ahead && t.stale() {
+		return queue, t.renew(queue)
+	}
+	return queue, nil
 }
 
 // settleFails is how often in a row not all threads may stop in time.

@@ -22,6 +22,14 @@ type piece struct {
 	fresh      bool   // the shadow is to be made
 	path       string // by mapping this
 	dev, ino   uint64 // that the shadow is mapped from, 0 for anonymous memory
+
+	// ahead: the shadow has what the program had written, but for what openPages
+	// tells. plain: it is not tried.
+	ahead, plain bool
+	sure         *sure         // of ahead
+	tries        int           // stops in which more was left to copy than fits
+	aside        page.Addr     // where the mapping is moved to, 0: nowhere
+	fixed        time.Duration // guess of what it takes besides copying, where that is ahead
 }
 
 // offset of the piece in its file.
@@ -34,11 +42,16 @@ func (p *piece) cut(a page.Addr) (head, rest piece) {
 	if p.shadow != 0 {
 		rest.shadow += a - p.Start
 	}
+	if p.aside != 0 {
+		rest.aside += a - p.Start
+	}
+	head.fixed = time.Duration(float64(p.fixed) * float64(head.Bytes()) / float64(p.Bytes()))
+	rest.fixed = p.fixed - head.fixed
 	return head, rest
 }
 
 func (p *piece) part() SettlePart {
-	return SettlePart{p.Range, p.of.Ino, p.offset(), p.shadow}
+	return SettlePart{p.Range, p.of.Ino, p.offset(), p.shadow, p.aside}
 }
 
 // round goes once through all that is mapped from the device, and returns how many
@@ -49,15 +62,19 @@ func (t *Settler) round(ctx context.Context, within []page.Range) (n int, err er
 	}
 	defer t.shut()
 	t.forsaken()
+	if len(t.pieces(within)) == 0 && len(t.left) == 0 {
+		return 0, nil // which took no walk of its page tables
+	}
+	if err := t.flags(); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, t.tidy(context.WithoutCancel(ctx))) }()
+	t.forsaken()
+	t.rep.Skipped, t.rep.Later = nil, 0
 	queue := t.pieces(within)
 	n = len(queue)
-	if n == 0 && len(t.left) == 0 {
-		return 0, nil
-	}
-	if len(t.left) > 0 {
-		if err := t.again(ctx, t.clear); err != nil && !errors.Is(err, errInside) {
-			return n, err
-		}
+	if err := t.clearLeft(ctx); err != nil && !errors.Is(err, errInside) {
+		return n, err
 	}
 	fresh := slices.DeleteFunc(slices.Clone(queue), func(p piece) bool { return !p.fresh })
 	queue = slices.DeleteFunc(queue, func(p piece) bool { return p.fresh })
@@ -79,7 +96,7 @@ func (t *Settler) freshly(ctx context.Context, few []piece) (err error) {
 	if few, err = t.makeShadows(ctx, few); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, t.dropShadows(context.WithoutCancel(ctx))) }()
+	defer func() { err = errors.Join(err, t.sweep(context.WithoutCancel(ctx), &t.made)) }()
 	var ahead []piece
 	var bytes uint64
 	for len(few) > 0 && (!t.stale() || len(ahead) > 0) {
@@ -110,6 +127,14 @@ func (t *Settler) freshly(ctx context.Context, few []piece) (err error) {
 // process has now.
 func (t *Settler) open() (err error) {
 	t.shut()
+	if t.space != nil && t.space.Alive() != nil {
+		_ = t.forget() // it has called exec
+	}
+	if t.space == nil {
+		if t.space, err = proc.OpenMemory(t.s.pid); err != nil {
+			return err
+		}
+	}
 	if t.mem, err = proc.OpenMemory(t.s.pid); err != nil {
 		return err
 	}
@@ -119,10 +144,52 @@ func (t *Settler) open() (err error) {
 	if t.look, err = proc.OpenLookup(t.s.pid); err != nil {
 		return err
 	}
+	t.asked, t.next = map[proc.Piece]Backing{}, 0
+	t.maps, err = proc.ReadMaps(t.s.pid)
+	return err
+}
+
+// flags reads the mappings again with their flags.
+func (t *Settler) flags() (err error) {
 	began := time.Now()
 	t.maps, err = proc.ReadSmaps(t.s.pid)
 	t.good = time.Now().Add(max(surveyAge, 2*time.Since(began)))
 	return err
+}
+
+// renew gives pieces the flags that their mappings have now. What has changed so that
+// they are not what they were is seen in the stop.
+func (t *Settler) renew(queue []piece) error {
+	if err := t.flags(); err != nil {
+		return err
+	}
+	for i := range queue {
+		p := &queue[i]
+		if m, ok := t.find(p.Start); ok && m.Dev == p.of.Dev && m.Ino == p.of.Ino && m.Offset+uint64(p.Start-m.Start) == p.offset() {
+			p.of = m
+		}
+		if m, ok := t.find(p.shadow); ok && !p.fresh {
+			p.flags = m.Flags
+		}
+	}
+	return nil
+}
+
+// find is the mapping that a lay in when they were read.
+func (t *Settler) find(a page.Addr) (*proc.Mapping, bool) {
+	i, ok := slices.BinarySearchFunc(t.maps, a, func(m proc.Mapping, a page.Addr) int {
+		switch {
+		case m.End <= a:
+			return -1
+		case m.Start > a:
+			return 1
+		}
+		return 0
+	})
+	if !ok {
+		return nil, false
+	}
+	return &t.maps[i], true
 }
 
 // stale reports whether the flags of the mappings are to be read again, by another
@@ -148,7 +215,7 @@ func (t *Settler) pieces(within []page.Range) []piece {
 	var out []piece
 	for i := range t.maps {
 		m := &t.maps[i]
-		if m.Dev != t.cfg.Dev || m.Ino == 0 {
+		if m.Dev != t.cfg.Dev || m.Ino == 0 || t.ours(m.Range) {
 			continue
 		}
 		rs := []page.Range{m.Range}
@@ -162,21 +229,58 @@ func (t *Settler) pieces(within []page.Range) []piece {
 	return out
 }
 
-// backed appends the pieces of r, a part of m.
+// backed appends the pieces of r, a part of m: all of it, or of a long one the slices
+// of which nothing is put off.
 func (t *Settler) backed(out []piece, m *proc.Mapping, r page.Range) []piece {
 	if m.Shared || m.Has("gd") {
 		t.skip(&piece{Range: r, of: m}, errors.New("it is shared, or grows downward"))
 		return out
 	}
+	slice := r
+	if r.Bytes() > t.cfg.Slice {
+		slice.End = page.Addr(uint64(r.Start)/t.cfg.Slice*t.cfg.Slice + t.cfg.Slice)
+	}
+	first := len(out)
+	for ; !slice.Empty(); slice = (page.Range{Start: slice.End, End: min(slice.End+page.Addr(t.cfg.Slice), r.End)}) {
+		ps, ok := t.behind(m, slice)
+		if !ok {
+			t.rep.Later += slice.Bytes()
+			continue
+		}
+		for _, p := range ps {
+			if n := len(out); n > first && out[n-1].continued(&p) {
+				out[n-1].End = p.End
+				continue
+			}
+			out = append(out, p)
+		}
+	}
+	all := out[first:]
+	out = out[:first]
+	for _, p := range all {
+		if p.fresh {
+			out = append(out, p)
+		} else {
+			out = t.shadowed(out, p)
+		}
+	}
+	return out
+}
+
+// continued reports whether q is more of the same.
+func (p *piece) continued(q *piece) bool {
+	return p.End == q.Start && !p.fresh && !q.fresh && p.shadow+page.Addr(p.Bytes()) == q.shadow
+}
+
+// behind asks what stands behind r, a part of m; false where some of it is put off.
+func (t *Settler) behind(m *proc.Mapping, r page.Range) (out []piece, ok bool) {
 	for !r.Empty() {
 		p := piece{Range: r, of: m}
-		ask := *m
-		ask.Range, ask.Offset = r, p.offset()
-		b := t.cfg.Backing(ask)
+		b := t.ask(&p)
 		if n := uint64(page.Addr(b.Bytes).Floor()); b.Bytes != 0 && n < r.Bytes() {
 			if n == 0 {
 				t.skip(&p, fmt.Errorf("what stands behind it holds for %d bytes", b.Bytes))
-				return out
+				return out, true
 			}
 			p.End = p.Start + page.Addr(n)
 		}
@@ -188,40 +292,43 @@ func (t *Settler) backed(out []piece, m *proc.Mapping, r page.Range) []piece {
 		}
 		switch {
 		case b.Later:
-			t.rep.Later += p.Bytes()
+			return nil, false
 		case bad != nil && p.read == nil:
 			t.skip(&p, bad)
-		case p.fresh:
-			out = append(out, p)
 		default:
-			out = t.shadowed(out, p)
+			out = append(out, p)
 		}
 	}
-	return out
+	return out, true
+}
+
+// ask is Backing, once for each part in a round.
+func (t *Settler) ask(p *piece) Backing {
+	key := proc.Piece{Range: p.Range, Offset: p.offset(), Ino: p.of.Ino}
+	b, ok := t.asked[key]
+	if !ok {
+		m := *p.of
+		m.Range, m.Offset = p.Range, p.offset()
+		b = t.cfg.Backing(m)
+		t.asked[key] = b
+	}
+	return b
 }
 
 // shadowed appends p, a piece for each mapping of its shadow.
 func (t *Settler) shadowed(out []piece, p piece) []piece {
 	for {
 		s := page.Range{Start: p.shadow, End: p.shadow + page.Addr(p.Bytes())}
-		i, ok := slices.BinarySearchFunc(t.maps, s.Start, func(m proc.Mapping, a page.Addr) int {
-			switch {
-			case m.End <= a:
-				return -1
-			case m.Start > a:
-				return 1
-			}
-			return 0
-		})
-		if !ok || !private(&t.maps[i]) {
+		m, ok := t.find(s.Start)
+		if !ok || !private(m) {
 			t.skip(&p, fmt.Errorf("its shadow at %v is not private anonymous memory", s.Start))
 			return out
 		}
-		if s.End = min(s.End, t.maps[i].End); t.taken.BytesIn(s) > 0 {
+		if s.End = min(s.End, m.End); t.taken.BytesIn(s) > 0 {
 			t.skip(&p, fmt.Errorf("its shadow at %v has moved to another mapping of the same content (MREMAP_DONTUNMAP)", s.Start))
 			return out
 		}
-		p.flags = t.maps[i].Flags
+		p.flags = m.Flags
 		if s.Bytes() == p.Bytes() {
 			return append(out, p)
 		}

@@ -11,7 +11,6 @@ import (
 	"github.com/pageferry/pageferry/checkpoint/inject"
 	"github.com/pageferry/pageferry/internal/sys"
 	"github.com/pageferry/pageferry/page"
-	"github.com/pageferry/pageferry/proc"
 	"golang.org/x/sys/unix"
 )
 
@@ -61,7 +60,7 @@ func (t *Settler) shadowsIn(r page.Range) (out []page.Range) {
 // nothing is. Those that get none are reported.
 func (t *Settler) makeShadows(ctx context.Context, few []piece) (made []piece, err error) {
 	rs := make([]page.Range, len(few))
-	hole := widest(t.maps)
+	hole := t.widest()
 	at := hole.Start + page.Addr(hole.Bytes()/2)
 	for i := range few {
 		const table = 2 << 20
@@ -74,7 +73,7 @@ func (t *Settler) makeShadows(ctx context.Context, few []piece) (made []piece, e
 	}
 	calls := make([]*inject.Call, len(few))
 	err = t.again(ctx, func(tids []int) error {
-		if err := t.target.WriteNote(note(rs)); err != nil {
+		if err := t.writeNote(rs); err != nil {
 			return err
 		}
 		inject.Point("settle-noted")
@@ -156,34 +155,6 @@ func (t *Settler) same(p *piece) error {
 	}
 	p.dev, p.ino = m.Dev, m.Ino
 	return nil
-}
-
-// dropShadows unmaps those that were not needed in the end.
-func (t *Settler) dropShadows(ctx context.Context) error {
-	rs := t.made.Ranges()
-	t.made = page.Set{}
-	if len(rs) == 0 {
-		return nil
-	}
-	return t.again(ctx, func(tids []int) error {
-		b := t.target.Batch()
-		for _, r := range rs {
-			b.Call(unix.SYS_MUNMAP, uint64(r.Start), r.Bytes())
-		}
-		return b.Run(tids[0])
-	})
-}
-
-// widest is the largest hole between mappings. In its middle nothing grows soon.
-func widest(maps []proc.Mapping) (hole page.Range) {
-	last := page.Addr(1 << 20)
-	for i := range maps {
-		if r := (page.Range{Start: last, End: maps[i].Start}); r.Bytes() > hole.Bytes() && maps[i].Start < 1<<47 {
-			hole = r
-		}
-		last = maps[i].End
-	}
-	return hole
 }
 
 // fill puts the content of a piece into its shadow, while the process runs.

@@ -23,9 +23,9 @@ const (
 // errNoStop says that not all threads stopped in time.
 var errNoStop = errors.New("its threads do not all stop in time")
 
-// still calls f, on the tracer's thread, while every thread stands still, and
-// returns how long they did. f gets their ids, the leader first.
-func (s *Session) still(ctx context.Context, f func(tids []int) error) (took time.Duration, err error) {
+// still calls f, on the tracer's thread, while every thread stands still, or only the
+// main one, and returns how long they did. f gets their ids, the leader first.
+func (s *Session) still(ctx context.Context, main bool, f func(tids []int) error) (took time.Duration, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.usable(); err != nil {
@@ -46,7 +46,7 @@ func (s *Session) still(ctx context.Context, f func(tids []int) error) (took tim
 	var loose error
 	s.tr.Do(func() {
 		began := time.Now()
-		if err = s.seizeAll(ctx); err == nil {
+		if err = s.seizeAll(ctx, main); err == nil {
 			tids := make([]int, len(s.threads))
 			for i, th := range s.threads {
 				tids[i] = th.tid
@@ -73,6 +73,12 @@ const (
 // stop calls f while the process stands still, with a target that batches can be
 // made for, and waits before it until the process has run for long enough.
 func (t *Settler) stop(ctx context.Context, f func(tids []int) error) error {
+	return t.stopSome(ctx, false, f)
+}
+
+// stopSome is stop, or with main one of the main thread only, for what concerns nothing
+// that the program knows of.
+func (t *Settler) stopSome(ctx context.Context, main bool, f func(tids []int) error) error {
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
@@ -82,9 +88,15 @@ func (t *Settler) stop(ctx context.Context, f func(tids []int) error) error {
 	defer cancel()
 	var inside time.Duration
 	stopped := false
-	took, err := t.s.still(within, func(tids []int) error {
+	took, err := t.s.still(within, main, func(tids []int) error {
 		stopped = true
-		if err := t.ready(tids); err != nil {
+		if t.mem != nil {
+			// Addresses mean nothing in another program.
+			if err := t.mem.Alive(); err != nil {
+				return err
+			}
+		}
+		if err := t.ready(tids, main); err != nil {
 			return err
 		}
 		began := time.Now()
@@ -103,14 +115,19 @@ func (t *Settler) stop(ctx context.Context, f func(tids []int) error) error {
 		return err
 	}
 	t.fails = 0
+	if main {
+		t.rep.Halts = append(t.rep.Halts, took)
+		return err
+	}
 	t.rep.Stops = append(t.rep.Stops, took)
 	t.cost.stopped(took - inside + t.held)
 	t.held = 0
 	return err
 }
 
-// ready makes the target good for this stop.
-func (t *Settler) ready(tids []int) error {
+// ready makes the target good for this stop. With main, where other threads run, that is
+// not possible if it is lost.
+func (t *Settler) ready(tids []int, main bool) error {
 	if t.target != nil && t.tr != t.s.tr {
 		// The tracer had to end; what it left is taken away like a dead one's.
 		t.left = append(t.left, t.target.Areas()[0])
@@ -122,13 +139,16 @@ func (t *Settler) ready(tids []int) error {
 		if err == nil {
 			return nil
 		}
-		if !errors.Is(err, inject.ErrLost) {
+		if main || !errors.Is(err, inject.ErrLost) {
 			return err
 		}
 		// Unmapped where it is too small, let be where something else is there.
 		if err := t.dismantle(tids[0]); err != nil {
 			t.cfg.Log.Debug("the area for injected calls was lost", "pid", t.s.pid, "error", err)
 		}
+	}
+	if main {
+		return inject.ErrLost
 	}
 	target, err := inject.BootstrapKept(t.s.tr, t.s.pid, tids[0],
 		inject.Room{Threads: len(tids) + len(tids)/2 + 8, Arena: settleArena, Note: settleNote, Maps: t.maps})
@@ -174,9 +194,9 @@ func (t *Settler) dismantle(tid int) error {
 }
 
 // forsaken finds what a dead settler has left in the process: areas for injected
-// calls, and shadows that its note tells of.
+// calls, and the memory that its note tells of.
 func (t *Settler) forsaken() {
-	t.left = nil
+	t.left, t.lost = nil, page.Set{}
 	if t.target != nil && t.tr != t.s.tr {
 		_ = t.target.Drop()
 		t.target = nil
@@ -187,7 +207,9 @@ func (t *Settler) forsaken() {
 		}
 		t.left = append(t.left, k.Range)
 		for _, r := range noted(k.Note) {
-			t.left = append(t.left, t.shadowsIn(r)...)
+			for _, s := range t.shadowsIn(r) {
+				t.lost.Add(s)
+			}
 		}
 	}
 }
@@ -195,9 +217,44 @@ func (t *Settler) forsaken() {
 // errInside says that a thread is on its way out of what a dead settler has left.
 var errInside = errors.New("a thread executes what another left in the process")
 
-// clear unmaps what forsaken has found, unless a thread is still in it: then it fails
-// with errInside.
+// clearLeft unmaps what forsaken has found: the memory first, for it is the area that
+// tells of it. A batch of the dead one may still be under way, and map more: only when
+// no thread is in an area is it known what there is.
+func (t *Settler) clearLeft(ctx context.Context) error {
+	if len(t.left) == 0 {
+		return nil
+	}
+	if err := t.again(ctx, t.outside); err != nil {
+		return err
+	}
+	if err := t.flags(); err != nil {
+		return err
+	}
+	t.forsaken()
+	if err := t.sweep(ctx, &t.lost); err != nil {
+		return err
+	}
+	return t.again(ctx, t.clear)
+}
+
+// clear unmaps the areas that were found.
 func (t *Settler) clear(tids []int) error {
+	if len(t.left) == 0 {
+		return nil
+	}
+	if err := t.outside(tids); err != nil {
+		return err
+	}
+	b := t.target.Batch()
+	for _, r := range t.left {
+		b.Call(unix.SYS_MUNMAP, uint64(r.Start), r.Bytes())
+	}
+	t.left = nil
+	return b.Run(tids[0])
+}
+
+// outside fails with errInside where a thread is in an area that forsaken has found.
+func (t *Settler) outside(tids []int) error {
 	for _, r := range t.left {
 		for _, tid := range tids {
 			if in, err := inject.Inside(t.s.tr, tid, r); err != nil {
@@ -207,15 +264,7 @@ func (t *Settler) clear(tids []int) error {
 			}
 		}
 	}
-	if len(t.left) == 0 {
-		return nil
-	}
-	b := t.target.Batch()
-	for _, r := range t.left {
-		b.Call(unix.SYS_MUNMAP, uint64(r.Start), r.Bytes())
-	}
-	t.left = nil
-	return b.Run(tids[0])
+	return nil
 }
 
 // addrs of a mapping's part.

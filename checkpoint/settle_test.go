@@ -39,7 +39,8 @@ func privateTmpfs(t testing.TB) (dir string, dev uint64) {
 type veiled struct {
 	*testutil.Process
 	veil
-	ino uint64 // of the file behind its memory
+	ino    uint64 // of the file behind its memory
+	untrap func() // ends what trap began
 }
 
 // veil is what it has said of itself.
@@ -189,6 +190,9 @@ func (v *veiled) finish(t testing.TB) {
 	v.Signal(unix.SIGTERM)
 	if err := v.Wait(30 * time.Second); err != nil || !strings.Contains(v.Text(), "ok ") {
 		t.Fatalf("the program: %v\n%s", err, v.Text())
+	}
+	if v.untrap != nil {
+		v.untrap()
 	}
 }
 

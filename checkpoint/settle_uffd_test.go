@@ -3,11 +3,10 @@ package checkpoint
 import (
 	"context"
 	"fmt"
-	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/pageferry/pageferry/internal/sys"
 	"github.com/pageferry/pageferry/internal/testutil"
@@ -28,37 +27,8 @@ func TestSettleRegisteredMemory(t *testing.T) {
 			testutil.Require(t, testutil.Root, testutil.AMD64, testutil.Userfaultfd)
 			testutil.NoLeaks(t)
 			v := startVeiled(t, 8, 1024, 4, "uffd")
-			f := v.userfault(t)
-			fd := int(f.Fd())
-			if _, _, err := sys.UffdAPI(fd, sys.UffdFeatureEventFork|sys.UffdFeatureEventRemap|sys.UffdFeatureEventRemove|
-				sys.UffdFeatureEventUnmap|sys.UffdFeatureWPAsync|sys.UffdFeatureWPUnpopulated); err != nil {
-				t.Fatal(err)
-			}
 			var remaps atomic.Int64
-			ended := make(chan struct{})
-			stop := make(chan struct{})
-			go func() {
-				defer close(ended)
-				readEvents(f, page.NewSet(v.shadows()...), &remaps, stop)
-			}()
-			defer func() {
-				close(stop)
-				<-ended
-				_ = f.Close()
-			}()
-			for _, r := range v.regions {
-				// The program has taken single pages out by now: those between them.
-				for at := page.Addr(0); at < page.Addr(r.bytes); at += page.Size {
-					_, _ = sys.UffdRegister(fd, uint64(r.v+at), page.Size, sys.UffdioRegisterModeWP)
-				}
-				if _, err := sys.UffdRegister(fd, uint64(r.s), r.bytes, sys.UffdioRegisterModeMissing); err != nil {
-					t.Fatal(err)
-				}
-				// What was zero has never come.
-				for at := page.Addr(0); at < page.Addr(r.bytes); at += page.Size {
-					_, _ = sys.UffdZeropage(fd, uint64(r.s+at), page.Size, 0)
-				}
-			}
+			fd := v.trap(t, &remaps)
 			cfg := v.config()
 			if unregister {
 				cfg.Stopped = func(ctx context.Context, parts []SettlePart) (page.Set, error) {
@@ -83,23 +53,70 @@ func TestSettleRegisteredMemory(t *testing.T) {
 	}
 }
 
-// userfault takes over the descriptor that the program has opened.
-func (v *veiled) userfault(t testing.TB) *os.File {
+// trap registers what the program has with its userfaultfd, the mappings for write
+// protection and the shadows for missing pages, and has its events read.
+func (v *veiled) trap(t testing.TB, remaps *atomic.Int64) (fd int) {
 	t.Helper()
-	n := -1
-	for line := range strings.Lines(v.Text()) {
-		_, _ = fmt.Sscanf(line, "uffd %d", &n)
+	if remaps == nil {
+		remaps = new(atomic.Int64)
 	}
-	pidfd, err := unix.PidfdOpen(v.Pid(), 0)
+	fd, err := openUserfault(v.Pid(), v.Text())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(pidfd)
-	fd, err := unix.PidfdGetfd(pidfd, n, 0)
-	if err != nil {
-		t.Fatal(n, err)
+	if _, _, err := sys.UffdAPI(fd, sys.UffdFeatureEventFork|sys.UffdFeatureEventRemap|sys.UffdFeatureEventRemove|
+		sys.UffdFeatureEventUnmap|sys.UffdFeatureWPAsync|sys.UffdFeatureWPUnpopulated); err != nil {
+		t.Fatal(err)
 	}
-	return os.NewFile(uintptr(fd), "userfaultfd")
+	ended := make(chan struct{})
+	stop := make(chan struct{})
+	go func() {
+		defer close(ended)
+		readEvents(fd, page.NewSet(v.shadows()...), remaps, stop)
+	}()
+	v.untrap = sync.OnceFunc(func() {
+		close(stop)
+		<-ended
+		_ = unix.Close(fd)
+	})
+	t.Cleanup(v.untrap)
+	for _, r := range v.regions {
+		// The program has taken single pages out by now: those between them.
+		if _, err := sys.UffdRegister(fd, uint64(r.v), r.bytes, sys.UffdioRegisterModeWP); err != nil {
+			for at := page.Addr(0); at < page.Addr(r.bytes); at += page.Size {
+				_, _ = sys.UffdRegister(fd, uint64(r.v+at), page.Size, sys.UffdioRegisterModeWP)
+			}
+		}
+		if _, err := sys.UffdRegister(fd, uint64(r.s), r.bytes, sys.UffdioRegisterModeMissing); err != nil {
+			t.Fatal(err)
+		}
+		// What was zero has never come.
+		for at := page.Addr(0); at < page.Addr(r.bytes); at += page.Size {
+			for {
+				// EAGAIN: a mapping of the program is changing.
+				if _, err := sys.UffdZeropage(fd, uint64(r.s+at), page.Size, 0); err != unix.EAGAIN {
+					break
+				}
+			}
+		}
+	}
+	return fd
+}
+
+// openUserfault takes over the descriptor that the program has opened. Not as an
+// os.File: that makes it blocking, for all who have it, and a userfaultfd that blocks
+// cannot be polled.
+func openUserfault(pid int, text string) (int, error) {
+	n := -1
+	for line := range strings.Lines(text) {
+		_, _ = fmt.Sscanf(line, "uffd %d", &n)
+	}
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(pidfd)
+	return unix.PidfdGetfd(pidfd, n, 0)
 }
 
 func (v *veil) shadows() (s []page.Range) {
@@ -110,8 +127,8 @@ func (v *veil) shadows() (s []page.Range) {
 }
 
 // readEvents reads what a userfaultfd tells, and counts moves from one of shadows.
-func readEvents(f *os.File, shadows page.Set, remaps *atomic.Int64, stop chan struct{}) {
-	fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLIN}}
+func readEvents(fd int, shadows page.Set, remaps *atomic.Int64, stop chan struct{}) {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	buf := make([]byte, 16*sys.UffdMsgSize)
 	for {
 		select {
@@ -119,10 +136,10 @@ func readEvents(f *os.File, shadows page.Set, remaps *atomic.Int64, stop chan st
 			return
 		default:
 		}
-		if n, _ := sys.AwaitReady(fds, 2*time.Millisecond); n == 0 {
+		if n, _ := unix.Poll(fds, 2); n <= 0 || fds[0].Revents&unix.POLLIN == 0 {
 			continue
 		}
-		n, err := unix.Read(int(f.Fd()), buf)
+		n, err := unix.Read(fd, buf)
 		if err != nil {
 			continue
 		}
@@ -137,8 +154,8 @@ func readEvents(f *os.File, shadows page.Set, remaps *atomic.Int64, stop chan st
 			case sys.UffdEventPagefault:
 				// What moved is registered still, and the program gives pages up.
 				at := m.Addr &^ (page.Size - 1)
-				if _, err := sys.UffdZeropage(int(f.Fd()), at, page.Size, 0); err != nil {
-					_ = sys.UffdWake(int(f.Fd()), at, page.Size)
+				if _, err := sys.UffdZeropage(fd, at, page.Size, 0); err != nil {
+					_ = sys.UffdWake(fd, at, page.Size)
 				}
 			}
 		}
