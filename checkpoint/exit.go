@@ -41,7 +41,7 @@ func (s *Session) exit(ctx context.Context, status int) error {
 		s.tr = proc.NewTracer()
 	}
 	s.tr.Do(func() {
-		if err = s.seizeAll(ctx); err != nil {
+		if err = s.seizeAll(ctx, false); err != nil {
 			return
 		}
 		for _, t := range s.threads {

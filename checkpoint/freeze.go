@@ -164,7 +164,7 @@ func (s *Session) stop(ctx context.Context) (err error) {
 	if s.tr == nil {
 		s.tr = proc.NewTracer()
 	}
-	s.tr.Do(func() { err = s.seizeAll(ctx) })
+	s.tr.Do(func() { err = s.seizeAll(ctx, false) })
 	if err != nil {
 		_ = s.letGo()
 	}
@@ -172,14 +172,18 @@ func (s *Session) stop(ctx context.Context) (err error) {
 }
 
 // seizeAll attaches to and stops every thread, those included that appear
-// meanwhile: a thread that still runs may make more. On the tracer's thread.
-func (s *Session) seizeAll(ctx context.Context) error {
+// meanwhile: a thread that still runs may make more. Or only the main thread. On the
+// tracer's thread.
+func (s *Session) seizeAll(ctx context.Context, main bool) error {
 	seen := map[int]bool{}
 	s.stopped, s.stopSig = false, 0
 	for {
-		tids, err := proc.Threads(s.pid)
-		if err != nil {
-			return err
+		tids := []int{s.pid}
+		if !main {
+			var err error
+			if tids, err = proc.Threads(s.pid); err != nil {
+				return err
+			}
 		}
 		var fresh []*thread
 		for _, tid := range tids {

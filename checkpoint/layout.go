@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/pageferry/pageferry/checkpoint/fileid"
 	"github.com/pageferry/pageferry/checkpoint/image"
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/proc"
@@ -40,7 +41,7 @@ func (s *Session) Layout(maps []proc.Mapping) (l *image.Layout, room page.Set, e
 			v.Kind = image.VMAShared
 			r, ok, err = s.layShared(l, index, m, &v)
 		default:
-			v.Kind, v.Path = image.VMAFile, m.Name
+			v.Kind, v.Path = image.VMAFile, fileid.Original(m.Name)
 			ok, err = s.layFile(m, &v)
 		}
 		if errors.Is(err, fs.ErrNotExist) {

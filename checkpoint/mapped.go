@@ -27,7 +27,7 @@ type mappedFiles struct {
 }
 
 type mappedFile struct {
-	name     string // as in maps, without " (deleted)"
+	name     string // as in maps, without " (deleted)"; of a copy that this host keeps, that of the original
 	deleted  bool
 	dev, ino uint64
 	link     string // of /proc, that leads to it
@@ -76,7 +76,7 @@ func listMappedFiles(pid int, maps []proc.Mapping, describe func(*proc.Mapping) 
 			continue
 		}
 		fs.index[k] = len(fs.list)
-		fs.list = append(fs.list, mappedFile{name: m.Name, deleted: m.Deleted, dev: id.Dev, ino: id.Ino, link: mapFile(pid, m.Range), err: err})
+		fs.list = append(fs.list, mappedFile{name: fileid.Original(m.Name), deleted: m.Deleted, dev: id.Dev, ino: id.Ino, link: mapFile(pid, m.Range), err: err})
 	}
 	fs.addExe(pid)
 	go fs.open()
@@ -156,7 +156,7 @@ func (c *capture) mapsFile(m *proc.Mapping, v *image.VMA) {
 	if i, ok := c.files.index[keyOf(m)]; ok {
 		c.img.MappedFiles[i].File = v.File
 		if v.Kind == image.VMAFile {
-			v.MappedFile = i + 1
+			v.MappedFile, v.Path = i+1, c.files.list[i].name
 		}
 	}
 }

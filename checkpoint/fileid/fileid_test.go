@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pageferry/pageferry/checkpoint/image"
 	"github.com/pageferry/pageferry/internal/testutil"
 )
 
@@ -116,5 +118,32 @@ func TestBuildID(t *testing.T) {
 		if id := BuildID(path); id != "" {
 			t.Errorf("%s has the build id %q", path, id)
 		}
+	}
+}
+
+// TestKept: a copy is called by the name of its original, and files of one path are told
+// apart.
+func TestKept(t *testing.T) {
+	one := image.FileID{Size: 5, MTimeNS: 7, BuildID: "aa"}
+	kept := Keep("/var/cache/files", 7, "/usr/lib/../lib/libc.so.6", one)
+	if got := Original(kept); got != "/usr/lib/libc.so.6" || !strings.HasPrefix(kept, "/var/cache/files/pageferry-file-") {
+		t.Errorf("%s is called %s", kept, got)
+	}
+	for _, other := range []image.FileID{{Size: 6, MTimeNS: 7, BuildID: "aa"}, {Size: 5, MTimeNS: 8, BuildID: "aa"}, {Size: 5, MTimeNS: 7, Hash: "aa"}} {
+		if Keep("/var/cache/files", 7, "/usr/lib/../lib/libc.so.6", other) == kept {
+			t.Errorf("%+v and %+v are kept in one place", one, other)
+		}
+	}
+	if Keep("/var/cache/files", 8, "/usr/lib/../lib/libc.so.6", one) == kept {
+		t.Error("two users have one copy")
+	}
+	for _, path := range []string{"/usr/lib/libc.so.6", "/pageferry-file-0123/x", "/pageferry-file-" + strings.Repeat("g", keptDigits) + "/x",
+		"/a/pageferry-file-" + strings.Repeat("0", keptDigits), ""} {
+		if got := Original(path); got != path {
+			t.Errorf("%s is called %s", path, got)
+		}
+	}
+	if got := Original("/pageferry-file-12/x" + kept); got != "/usr/lib/libc.so.6" {
+		t.Errorf("called %s", got)
 	}
 }

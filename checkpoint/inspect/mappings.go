@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pageferry/pageferry/checkpoint/fileid"
 	"github.com/pageferry/pageferry/proc"
 )
 
@@ -84,7 +85,7 @@ func (r *Report) mappings() error {
 		}
 		if strings.HasPrefix(kind, "file") && reason == "" {
 			if kind == KindFile {
-				r.MappedFiles = append(r.MappedFiles, m.Name)
+				r.MappedFiles = append(r.MappedFiles, fileid.Original(m.Name))
 			} else {
 				r.Files = append(r.Files, m.Name)
 			}

@@ -53,9 +53,9 @@ type Config struct {
 	Image string
 	// FileAt says from which path file i of Image.MappedFiles is to be mapped, which
 	// this host has not, or another one of; see Lacking. It is asked when Rebuild
-	// begins, and the path is opened by the process, with all rights. Empty, or no
-	// FileAt: the process is refused, with all reasons.
-	FileAt func(i int) string
+	// begins, and the path is opened by the process, with all rights. On error, or with
+	// no FileAt, the process is refused, with all reasons.
+	FileAt func(i int) (string, error)
 	// Exe gives the executable, file i, where this host has not the same: a file
 	// with all of its content, as MakeExe makes it, that stays the process's when
 	// nothing is mapped from elsewhere any more. It is called when Rebuild begins, on
@@ -157,6 +157,11 @@ type Region struct {
 	Shared bool
 	// Shadow is where the pages go instead, of a region that is a View; else 0.
 	Shadow page.Addr
+	// File is the index in Image.MappedFiles, plus 1, of the file that is mapped here
+	// from where Config.FileAt said, from Offset on; else 0. Whoever writes to it has
+	// the kernel read that file.
+	File   int
+	Offset uint64
 }
 
 // Place is where its pages go.

@@ -28,12 +28,13 @@ func (l *Lack) Unwrap() error { return l.Err }
 // shared, and at their executables: once each, in the order of the mappings.
 func Lacking(img *image.Image) (out []Lack) {
 	for i := range img.Processes {
-		out = append(out, lacking(img, &img.Processes[i])...)
+		out = append(out, lacking(img, &img.Processes[i], SameFile)...)
 	}
 	return out
 }
 
-func lacking(img *image.Image, p *image.Process) (out []Lack) {
+// lacking is that for one process, with same to compare a file, see SameFile.
+func lacking(img *image.Image, p *image.Process, same func(path string, want image.FileID) error) (out []Lack) {
 	type use struct {
 		file   int
 		path   string
@@ -52,7 +53,11 @@ func lacking(img *image.Image, p *image.Process) (out []Lack) {
 		at[u] = -1
 		err := fmt.Errorf("%w: deleted on the source", ErrFileDiffers)
 		if !v.Deleted {
-			err = checkFile(v.Path, v.File, u.shared)
+			if u.shared {
+				err = sameSize(v.Path, v.File)
+			} else {
+				err = same(v.Path, v.File)
+			}
 		}
 		if err != nil {
 			at[u] = len(out)
@@ -61,7 +66,7 @@ func lacking(img *image.Image, p *image.Process) (out []Lack) {
 	}
 	if p.ExeFile == 0 {
 		if p.Exe != "" {
-			if err := checkFile(p.Exe, image.FileID{}, false); err != nil {
+			if err := same(p.Exe, image.FileID{}); err != nil {
 				out = append(out, Lack{File: -1, Exe: true, What: "executable " + p.Exe, Err: err})
 			}
 		}
@@ -72,7 +77,7 @@ func lacking(img *image.Image, p *image.Process) (out []Lack) {
 		if k >= 0 {
 			out[k].Exe = true
 		}
-	} else if err := checkFile(exe.Path, exe.File, false); err != nil {
+	} else if err := same(exe.Path, exe.File); err != nil {
 		out = append(out, Lack{File: p.ExeFile - 1, Exe: true, What: "executable " + exe.Path, Err: err})
 	}
 	return out
@@ -95,16 +100,32 @@ func (e elsewhere) path(v *image.VMA) string {
 func (r *rebuild) checkFiles() error {
 	r.from = elsewhere{}
 	var all []error
-	for _, l := range lacking(r.img, r.p) {
-		at := ""
-		if l.Mapped && l.File >= 0 && r.cfg.FileAt != nil {
-			at = r.cfg.FileAt(l.File)
-		}
+	sealed := sealedFiles(r.p)
+	same := SameFile
+	if r.cfg.FileAt != nil {
+		same = seemsSame
+	}
+	for _, l := range lacking(r.img, r.p, same) {
+		at, err := "", error(nil)
 		switch {
-		case l.Mapped && at == "", l.Exe && (l.File < 0 || r.cfg.Exe == nil):
-			all = append(all, about(l.Err, "%s", l.What))
+		case !l.Mapped:
+		case l.File < 0 || r.cfg.FileAt == nil:
+			err = l.Err
+		case sealed[l.File]: // it would be the process's for as long as it lives
+			err = fmt.Errorf("%w, and it cannot be mapped from elsewhere, for the mapping is sealed", l.Err)
+		default:
+			if at, err = r.cfg.FileAt(l.File); err != nil {
+				err = fmt.Errorf("%w, and it cannot be had from elsewhere: %w", l.Err, err)
+			}
+		}
+		if err == nil && l.Exe && (l.File < 0 || r.cfg.Exe == nil) {
+			err = l.Err
+		}
+		if err != nil {
+			all = append(all, about(err, "%s", l.What))
 			continue
-		case l.Mapped:
+		}
+		if l.Mapped {
 			r.from[l.File] = at
 		}
 		if l.Exe {
@@ -115,10 +136,43 @@ func (r *rebuild) checkFiles() error {
 	return errors.Join(all...)
 }
 
-// checkFile tells whether the file at path is the one that want describes: of
-// the same size, and of the same time, build id or content. Of a shared mapping, whose
-// file changes with every store to it, only the size counts.
-func checkFile(path string, want image.FileID, shared bool) error {
+// sealedFiles are those of Image.MappedFiles of which there are mappings that cannot be
+// replaced (mseal(2)).
+func sealedFiles(p *image.Process) map[int]bool {
+	out := map[int]bool{}
+	for i := range p.VMAs {
+		if v := &p.VMAs[i]; v.MappedFile > 0 && v.Has("sl") {
+			out[v.MappedFile-1] = true
+		}
+	}
+	return out
+}
+
+// SameFile tells whether the file at path is the one that want describes: of
+// the same size, and of the same time, build id or content, which it may have to read.
+func SameFile(path string, want image.FileID) error { return sameFile(path, want, fileid.Hash) }
+
+// seemsSame is SameFile for when the process stands still: what would have to be read
+// first counts as another one, as it can be had from elsewhere.
+func seemsSame(path string, want image.FileID) error {
+	return sameFile(path, want, func(string) (string, error) {
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			return "", err
+		}
+		if h := fileid.Known(&st); h != "" {
+			return h, nil
+		}
+		return "", errors.New("and its content is not known yet")
+	})
+}
+
+// sameSize is SameFile of a shared mapping, whose file changes with every store to it.
+func sameSize(path string, want image.FileID) error { return sameFile(path, want, nil) }
+
+// sameFile has hash say what the content is, and compares nothing but the size where
+// that is nil.
+func sameFile(path string, want image.FileID, hash func(path string) (string, error)) error {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
 		return fmt.Errorf("%w: %w", ErrFileDiffers, err)
@@ -132,7 +186,7 @@ func checkFile(path string, want image.FileID, shared bool) error {
 	if st.Size != want.Size {
 		return fmt.Errorf("%w: %d bytes here, %d on the source", ErrFileDiffers, st.Size, want.Size)
 	}
-	if shared || st.Mtim.Nano() == want.MTimeNS {
+	if hash == nil || st.Mtim.Nano() == want.MTimeNS {
 		return nil
 	}
 	if want.BuildID != "" {
@@ -144,12 +198,12 @@ func checkFile(path string, want image.FileID, shared bool) error {
 	if want.Hash == "" {
 		return fmt.Errorf("%w: changed at another time than the source's, and without a build id or a hash to compare", ErrFileDiffers)
 	}
-	hash, err := fileid.Hash(path)
+	sum, err := hash(path)
 	if err != nil {
 		return fmt.Errorf("%w: changed at another time than the source's: %w", ErrFileDiffers, err)
 	}
-	if hash != want.Hash {
-		return fmt.Errorf("%w: SHA-256 %s here, %s on the source", ErrFileDiffers, hash, want.Hash)
+	if sum != want.Hash {
+		return fmt.Errorf("%w: SHA-256 %s here, %s on the source", ErrFileDiffers, sum, want.Hash)
 	}
 	return nil
 }

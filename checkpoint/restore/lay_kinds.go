@@ -183,7 +183,7 @@ func (s *Skeleton) isHere(v *image.VMA, k layKind) bool {
 	name := fileName{k.path, k.file}
 	ok, known := s.laid.here[name]
 	if !known {
-		err := checkFile(v.Path, v.File, false)
+		err := SameFile(v.Path, v.File)
 		if err != nil {
 			s.cfg.Log.Debug("its pages come later", "pid", s.pid, "mapping", v.Range, "file", v.Path, "err", err)
 		}

@@ -84,7 +84,7 @@ func TestPlanRegions(t *testing.T) {
 		{Range: r(1, 3), Kind: image.VMAAnon}, {Range: r(3, 5), Kind: image.VMAFile},
 		{Range: r(5, 7), Kind: image.VMAAnon}, {Range: r(7, 9), Kind: image.VMAShared, Shared: true},
 	}}
-	got, err := planRegions(p, &image.Memory{Lazy: page.NewSet(r(1, 2), r(8, 9)), Eager: page.NewSet(r(2, 3), r(4, 5))})
+	got, err := planRegions(p, &image.Memory{Lazy: page.NewSet(r(1, 2), r(8, 9)), Eager: page.NewSet(r(2, 3), r(4, 5))}, nil)
 	want := []Region{{Range: r(1, 3), Kind: RegionUFFD}, {Range: r(3, 5), Kind: RegionWrite}, {Range: r(7, 9), Kind: RegionUFFD, Shared: true}}
 	if err != nil || len(got) != len(want) {
 		t.Fatalf("%v, %v", got, err)
@@ -98,7 +98,7 @@ func TestPlanRegions(t *testing.T) {
 		"lazy in a file": {Lazy: page.NewSet(r(3, 4))},
 		"outside":        {Lazy: page.NewSet(r(20, 21))},
 	} {
-		if rs, err := planRegions(p, &m); err == nil {
+		if rs, err := planRegions(p, &m, nil); err == nil {
 			t.Errorf("%s: %v", name, rs)
 		}
 	}

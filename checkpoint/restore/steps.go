@@ -126,7 +126,7 @@ func (r *rebuild) content(mem []image.Memory) (err error) {
 		return fmt.Errorf("%w: memory of %d spaces for one process", image.ErrFormat, len(mem))
 	}
 	r.m = droppable(r.p, r.m)
-	r.regions, err = planRegions(r.p, r.m)
+	r.regions, err = planRegions(r.p, r.m, r.from)
 	return err
 }
 
@@ -169,7 +169,7 @@ func (r *rebuild) keep() (err error) {
 	}
 	r.kept = here
 	r.cfg.Log.Debug("landed before the freeze", "pid", r.p.PID, "kept_pages", here.Pages(), "stale_pages", stale.Pages())
-	r.regions, err = planRegions(r.p, r.m)
+	r.regions, err = planRegions(r.p, r.m, r.from)
 	return err
 }
 

@@ -34,7 +34,7 @@ func droppable(p *image.Process, m *image.Memory) *image.Memory {
 
 // planRegions says how the content of each mapping gets into it. A mapping with
 // no content to come is no region: it stays ordinary memory, that nobody traps.
-func planRegions(p *image.Process, m *image.Memory) ([]Region, error) {
+func planRegions(p *image.Process, m *image.Memory, from elsewhere) ([]Region, error) {
 	var rs []Region
 	var lazy, eager, guards uint64
 	for i := range p.VMAs {
@@ -53,7 +53,11 @@ func planRegions(p *image.Process, m *image.Memory) ([]Region, error) {
 		case l > 0:
 			rs = append(rs, Region{Range: v.Range, Kind: RegionUFFD, Shared: v.Shared})
 		case e > 0:
-			rs = append(rs, Region{Range: v.Range, Kind: RegionWrite, Shared: v.Shared})
+			r := Region{Range: v.Range, Kind: RegionWrite, Shared: v.Shared}
+			if _, ok := from[v.MappedFile-1]; ok && v.Kind == image.VMAFile {
+				r.File, r.Offset = v.MappedFile, v.Offset
+			}
+			rs = append(rs, r)
 		}
 	}
 	if lazy != m.Lazy.Bytes() || eager != m.Eager.Bytes() || guards != m.Guards.Bytes() {
