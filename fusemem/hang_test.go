@@ -188,7 +188,7 @@ func TestMountEnds(t *testing.T) {
 			if err := Unmount(m.dir); err != nil {
 				t.Error(err)
 			}
-			if _, err := findMount(m.dir); !errors.Is(err, errNotMounted) {
+			if _, err := findMount(m.dir); !errors.Is(err, ErrNotMounted) {
 				t.Errorf("%s is mounted still: %v", m.dir, err)
 			}
 			// The place can be used again.

@@ -285,6 +285,8 @@ func (s *server) obey(line string) string {
 	case "storeimage":
 		content(tagImage+s.gen.Load()<<8, first, buf)
 		err = s.fs.StoreImage(a, buf)
+	case "awaitfile":
+		err = s.fs.AwaitFile(context.Background(), int(c), a, b)
 	case "gen":
 		s.gen.Store(a)
 	case "invalidate":

@@ -103,6 +103,16 @@ func (f *FS) readAhead() {
 	}
 }
 
+// Mounted reports whether one of our mounts is on dir. It does not touch it.
+func Mounted(dir string) bool {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return false
+	}
+	m, err := findMount(dir)
+	return err == nil && m.fsType == "fuse."+fsName
+}
+
 // Unmount ends the mount on dir whatever its state, with nobody to serve it as well, and whoever
 // uses it: their accesses fail. It is no error if there is none. It never touches what the mount
 // shows.
@@ -114,7 +124,7 @@ func Unmount(dir string) error {
 	for range 16 { // mounts upon mounts, at most
 		m, e := findMount(dir)
 		switch {
-		case errors.Is(e, errNotMounted) || e == nil && m.fsType != "fuse."+fsName:
+		case errors.Is(e, ErrNotMounted) || e == nil && m.fsType != "fuse."+fsName:
 			return nil
 		case e != nil:
 			return e
@@ -181,7 +191,8 @@ type mountPoint struct {
 	fsType, source string
 }
 
-var errNotMounted = errors.New("nothing is mounted there")
+// ErrNotMounted is returned where there should be a mount and is none.
+var ErrNotMounted = errors.New("nothing is mounted there")
 
 // findMount looks for what is mounted on dir, the topmost. It does not look at dir itself, which
 // would ask whoever serves it.
@@ -192,7 +203,7 @@ func findMount(dir string) (mountPoint, error) {
 	}
 	escape := strings.NewReplacer("\\", `\134`, " ", `\040`, "\t", `\011`, "\n", `\012`)
 	dir = escape.Replace(dir)
-	found, err := mountPoint{}, errNotMounted
+	found, err := mountPoint{}, ErrNotMounted
 	for line := range strings.Lines(string(b)) {
 		head, tail, ok := strings.Cut(line, " - ") // proc_pid_mountinfo(5)
 		h, t := strings.Fields(head), strings.Fields(tail)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"sync"
 
@@ -169,6 +170,15 @@ func (t *reads) remove(r *reading) {
 	t.m[r.place].place = r.place
 	t.m[last] = nil
 	t.m = t.m[:last]
+}
+
+// any reports whether a READ is under way of some of the pages [first, end) of a node.
+func (t *reads) any(node uint64, first, end page.Num) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.ContainsFunc(t.m, func(r *reading) bool {
+		return r.node == node && r.first < end && first < r.first+page.Num(r.pages)
+	})
 }
 
 // free returns the first run of pages in [first, end) of a node of which no READ is under way.

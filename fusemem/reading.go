@@ -17,6 +17,8 @@ const (
 	// lookAgain is how often a READ that waits looks whether its reader is still there: the kernel
 	// tells of one signal only, and a new pager of none that came before it.
 	lookAgain = 500 * time.Millisecond
+	// unwatched is for how long nobody looks at all.
+	unwatched = 2 * time.Millisecond
 	// patience is for how long a person's tool that got a signal, but is not killed by it, waits
 	// on.
 	patience = 2 * time.Second
@@ -40,7 +42,10 @@ type reading struct {
 	mu   sync.Mutex
 	done chan struct{} // made by the first Done
 	stop chan struct{} // closed by end, where done was made
-	err  error
+	// timer begins to watch. Most pages are here before it fires, and a goroutine and a
+	// ticker for each would be as much work as the rest of the READ.
+	timer *time.Timer
+	err   error
 }
 
 var _ context.Context = (*reading)(nil)
@@ -67,8 +72,9 @@ func (r *reading) Done() <-chan struct{} {
 			close(r.done)
 			return r.done
 		}
-		r.stop = make(chan struct{})
-		go r.watch(r.stop)
+		stop := make(chan struct{})
+		r.stop = stop
+		r.timer = time.AfterFunc(unwatched, func() { r.watch(stop) })
 	}
 	return r.done
 }
@@ -77,6 +83,7 @@ func (r *reading) Done() <-chan struct{} {
 func (r *reading) end() {
 	r.cancel()
 	if r.stop != nil {
+		r.timer.Stop()
 		close(r.stop)
 	}
 }

@@ -1,7 +1,9 @@
 package fusemem
 
 import (
+	"context"
 	"fmt"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/pageferry/pageferry/page"
@@ -23,6 +25,25 @@ func (f *FS) StoreMem(at page.Addr, data []byte) error {
 func (f *FS) StoreFile(i int, offset uint64, data []byte) error {
 	return f.store(nodeMapFile+uint64(i), offset, data)
 }
+
+// AwaitFile waits until no READ is under way of length bytes of map/<i> from offset on, but
+// for those that begin meanwhile.
+func (f *FS) AwaitFile(ctx context.Context, i int, offset, length uint64) error {
+	first, last := page.Num(offset>>page.Shift), page.Num((offset+length+page.Size-1)>>page.Shift)
+	for f.reads.any(nodeMapFile+uint64(i), first, last) {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-f.closing:
+			return ErrClosed
+		case <-time.After(awaitPeriod):
+		}
+	}
+	return nil
+}
+
+// awaitPeriod is how often AwaitFile looks.
+const awaitPeriod = 200 * time.Microsecond
 
 // StoreImage is StoreMem for map/image. Its content can change: whoever changes it must see to it
 // that nothing old is stored after InvalidateImage.

@@ -101,6 +101,29 @@ func TestStoreBesideReads(t *testing.T) {
 	}
 }
 
+// Who waits for READs of a part of a file waits for those, and for no others.
+func TestAwaitFile(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.FUSE)
+	testutil.NoLeaks(t)
+	m := start(t, spec{VMAs: someVMAs, Files: []fileSpec{{Path: "/f", Size: 1 << 20}, {Path: "/g", Size: 1 << 20}}, Hold: true})
+	r := m.reader("map/0", "mmaprandom", 7*page.Size, page.Size)
+	m.waiting(1)
+	m.do("awaitfile %d %d 0", 0, 7*page.Size)
+	m.do("awaitfile %d %d 0", 8*page.Size, 100*page.Size)
+	m.do("awaitfile %d %d 1", 0, 1<<20)
+	await := m.ask("awaitfile %d %d 0", 6*page.Size, page.Size+1)
+	select {
+	case a := <-await:
+		t.Fatalf("it did not wait: %s", a)
+	case <-time.After(20 * time.Millisecond): // a hundred times as long as it looks away
+	}
+	m.do("release")
+	if a := <-await; a != "ok" {
+		t.Errorf("it waited, and then: %q", a)
+	}
+	r.mustRead(t, want(tagFile, 7, 1))
+}
+
 // Stores and readers at random, on the same pages: nothing stops, and nothing is wrong.
 func TestStoreRandom(t *testing.T) {
 	testutil.Require(t, testutil.Root, testutil.FUSE)
