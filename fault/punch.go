@@ -22,31 +22,38 @@ func punching(pid int) (out []page.Range) {
 // to a Veil.
 type calls struct {
 	ranges   []page.Range // that are being given up, by MADV_DONTNEED and the like
+	keeping  []page.Range // for which MADV_FREE is going to fail, behind the same event
 	moves    []move
 	changing bool // mappings
 	forking  bool
 }
 
-// move is a mremap of old bytes at from, which are size afterwards. stays: what was
-// moved stays mapped (MREMAP_DONTUNMAP).
+// move is a mremap of old bytes at from, which are size afterwards, or their munmap.
+// stays: what was moved stays mapped (MREMAP_DONTUNMAP).
 type move struct {
 	from, old, size page.Addr
-	stays           bool
+	stays, unmap    bool
 }
 
 func giving(pid int) (c calls) {
 	eachSyscall(pid, func(s string) {
-		if r, ok := parseAdvice(s, []uint32{unix.MADV_DONTNEED, unix.MADV_FREE, madvDontneedLocked}); ok {
+		if r, ok := parseAdvice(s, []uint32{unix.MADV_DONTNEED, madvDontneedLocked}); ok {
 			c.ranges = append(c.ranges, r)
+		}
+		if r, ok := parseAdvice(s, []uint32{unix.MADV_FREE}); ok {
+			c.keeping = append(c.keeping, r)
 		}
 		nr := -1
 		var from, was, is, flags uint64
 		_, _ = fmt.Sscanf(s, "%d 0x%x 0x%x 0x%x 0x%x", &nr, &from, &was, &is, &flags)
 		switch nr {
 		case unix.SYS_MREMAP:
-			c.moves = append(c.moves, move{page.Addr(from), page.Addr(was).Ceil(), page.Addr(is).Ceil(), flags&unix.MREMAP_DONTUNMAP != 0})
+			c.moves = append(c.moves, move{from: page.Addr(from), old: page.Addr(was).Ceil(), size: page.Addr(is).Ceil(), stays: flags&unix.MREMAP_DONTUNMAP != 0})
 			c.changing = true
-		case unix.SYS_MUNMAP, unix.SYS_BRK, unix.SYS_MMAP, unix.SYS_SHMAT, unix.SYS_SHMDT:
+		case unix.SYS_MUNMAP:
+			c.moves = append(c.moves, move{from: page.Addr(from), old: page.Addr(was).Ceil(), unmap: true})
+			c.changing = true
+		case unix.SYS_BRK, unix.SYS_MMAP, unix.SYS_SHMAT, unix.SYS_SHMDT:
 			c.changing = true
 		case unix.SYS_FORK, unix.SYS_VFORK, unix.SYS_CLONE, unix.SYS_CLONE3:
 			c.forking = true
@@ -67,6 +74,15 @@ func advising(pid int, advice ...uint32) (out []page.Range) {
 		}
 	})
 	return out
+}
+
+// threads is how many threads pid has; 0 where that is not known.
+func threads(pid int) int {
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		return 0
+	}
+	return len(tasks)
 }
 
 // eachSyscall calls f with what proc_pid_syscall(5) says of each thread of pid.

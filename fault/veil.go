@@ -45,7 +45,11 @@ type VeilConfig struct {
 	// still, and Thaw lets them go.
 	Freeze, Thaw func() error
 	Frozen       func() (bool, error)
-	Log          *slog.Logger // nil discards
+	// Save keeps what must not be lost with this process, and Saved is what was saved
+	// last by the one before, if there was one.
+	Save  func(VeilState) error
+	Saved VeilState
+	Log   *slog.Logger // nil discards
 }
 
 // Veil sees to it that veiled memory behaves as anonymous memory does: what a
@@ -58,11 +62,14 @@ type VeilConfig struct {
 // in /proc/PID/task/TID/syscall, and made zero in the file and in the page cache;
 // then the event is read, and the call goes on.
 //
+// Where there are several threads, others may make such calls meanwhile, and the kernel
+// hands out the event of the last one first (__add_wait_queue). So none is let return to
+// the program from its call before all is seen to: the freezer is on for that time, but
+// nobody waits until they stand still.
+//
 // The file is one for all processes that a fork has made. Where there are others,
 // they get copies of their own first, and stand still for it; as they do where it
-// cannot be seen who gives up what (io_uring, process_madvise by another). Then the
-// event is read with the program half stopped: in that moment another of its
-// threads could still find the old content.
+// cannot be seen who gives up what (io_uring, process_madvise by another).
 //
 // One goroutine (Run), not that of the Trap: stopping a program waits for threads
 // that wait for pages.
@@ -93,7 +100,9 @@ func NewVeil(cfg VeilConfig) (*Veil, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Veil{cfg: cfg, src: cfg.Source, log: cfg.Log, wake: fd, memory: memory{by: map[int]*seen{}}}, nil
+	v := &Veil{cfg: cfg, src: cfg.Source, log: cfg.Log, wake: fd, memory: memory{by: map[int]*seen{}}}
+	v.restore(cfg.Saved)
+	return v, nil
 }
 
 // Run serves until Close. It must be called once at most.
@@ -160,7 +169,7 @@ type giver struct {
 // doing is what the programs are at.
 type doing struct {
 	pids              []int
-	givers            []giver
+	givers, keepers   []giver // keepers are those that will have given up nothing
 	changing, forking bool
 	moves             []mover
 }
@@ -180,6 +189,9 @@ func (v *Veil) look() (d doing, err error) {
 		for _, r := range calls.ranges {
 			d.givers = append(d.givers, giver{pid, r})
 		}
+		for _, r := range calls.keeping {
+			d.keepers = append(d.keepers, giver{pid, r})
+		}
 		for _, m := range calls.moves {
 			d.moves = append(d.moves, mover{pid, m})
 		}
@@ -188,21 +200,42 @@ func (v *Veil) look() (d doing, err error) {
 	return d, nil
 }
 
+// nobody is the process of an event that takes nothing from anybody.
+const nobody = -1
+
+func covers(gs []giver, m sys.UffdMsg) bool {
+	return slices.ContainsFunc(gs, func(g giver) bool { return g.r.Covers(addrs(m.Start, m.End)) })
+}
+
+// moving are the moves that are under way.
+func (v *Veil) moving() []mover {
+	d, err := v.look()
+	if err != nil {
+		v.log.Error("what the program moves is not known", "err", err)
+	}
+	return d.moves
+}
+
 // serve deals with the next event of fd.
 func (v *Veil) serve(fd int) error {
 	d, err := v.look()
 	if err != nil {
 		return err
 	}
-	known := len(d.givers) > 0 || d.changing || d.forking
-	if len(d.pids) != 1 || !known || !v.ahead(d) {
+	known := len(d.givers)+len(d.keepers) > 0 || d.changing || d.forking
+	switch {
+	case len(d.pids) != 1 || !known:
+		return v.standing()
+	case threads(d.pids[0]) != 1:
+		return v.held(fd)
+	case !v.ahead(d):
 		return v.standing()
 	}
 	m, ok := v.read(fd, 0)
 	if !ok {
 		return nil
 	}
-	if m.Event == sys.UffdEventRemove && !slices.ContainsFunc(d.givers, func(g giver) bool { return g.r.Covers(addrs(m.Start, m.End)) }) {
+	if m.Event == sys.UffdEventRemove && !covers(d.givers, m) && !covers(d.keepers, m) {
 		return v.standing() // with what was read
 	}
 	v.moves = nil
@@ -223,7 +256,7 @@ func (v *Veil) ahead(d doing) bool {
 		all = append(all, src...)
 	}
 	if d.changing {
-		lost, err := v.lost(d.pids[0], d.moves)
+		lost, err := v.lost(d.pids[0], v.moving)
 		if err != nil {
 			return false
 		}
@@ -248,6 +281,15 @@ func (v *Veil) read(fd, k int) (m sys.UffdMsg, ok bool) {
 	if err != nil {
 		return m, false
 	}
+	for _, mv := range d.moves {
+		if !slices.Contains(v.moves, mv) {
+			v.moves = append(v.moves, mv)
+			v.memory.setChanged()
+		}
+	}
+	if err := v.save(); err != nil {
+		v.log.Error("what is known of the program's memory cannot be saved", "err", err)
+	}
 	v.src.SetVeilPID(k, v.only(fd, d.pids))
 	n, err := sys.ReadNow(fd, v.src.VeilSlot(k))
 	if n <= 0 {
@@ -257,11 +299,14 @@ func (v *Veil) read(fd, k int) (m sys.UffdMsg, ok bool) {
 		return m, false
 	}
 	m, _, ok = v.src.VeilEvent(k)
-	v.moves = append(v.moves, d.moves...)
 	switch m.Event {
 	case sys.UffdEventFork:
 		v.adopt(m.ForkFD)
 	case sys.UffdEventRemove:
+		if covers(d.keepers, m) && !covers(d.givers, m) {
+			v.src.SetVeilPID(k, nobody)
+			break
+		}
 		who := slices.DeleteFunc(d.givers, func(g giver) bool { return !g.r.Covers(addrs(m.Start, m.End)) })
 		if len(who) > 0 && !slices.ContainsFunc(who, func(g giver) bool { return g.pid != who[0].pid }) {
 			v.src.SetVeilPID(k, who[0].pid)
@@ -329,6 +374,7 @@ func (v *Veil) Recover() error {
 	if v.src.Stopping() {
 		return v.standing()
 	}
+	v.moves = nil
 	v.src.ClearVeilEvents()
 	return nil
 }

@@ -2,6 +2,7 @@ package fault
 
 import (
 	"errors"
+	"slices"
 	"sync"
 
 	"github.com/pageferry/pageferry/page"
@@ -24,8 +25,8 @@ func (s sight) part(r page.Range) (at, src page.Range) {
 }
 
 // seen is what a process saw when it was looked at last, and which of its addresses
-// show only copies of its own and zeros: what it has moved with mremap, and what it
-// has gained by that. The file goes on there in a way that means nothing.
+// show only copies of its own and zeros: what it has gained by mremap. The file goes on
+// there in a way that means nothing.
 type seen struct {
 	sights []sight
 	own    page.Set
@@ -46,8 +47,9 @@ func (s *seen) src() (out page.Set) {
 
 // memory is what is known of each process.
 type memory struct {
-	mu sync.Mutex
-	by map[int]*seen
+	mu      sync.Mutex
+	by      map[int]*seen
+	changed bool // since it was saved
 }
 
 // of is what is known of pid; mu is held.
@@ -59,16 +61,49 @@ func (v *Veil) of(pid int) *seen {
 			s.sights = append(s.sights, sight{r, r})
 		}
 		if parent := v.memory.by[v.cfg.PID]; parent != nil && pid != v.cfg.PID {
-			s.own = parent.own.Clone()
+			s.own, s.sights = parent.own.Clone(), slices.Clone(parent.sights)
 		}
 		v.memory.by[pid] = s
+		v.memory.changed = true
 	}
 	return s
 }
 
-// lost is what pid saw and does not see any more. What it has moved becomes its own.
-func (v *Veil) lost(pid int, moves []mover) (lost page.Set, err error) {
-	at, from, err := v.cfg.Shows(pid, everything)
+// scan is what pid sees now. The list of its mappings is not read at once: what another
+// thread moves meanwhile can be missed, or found twice. Such a thread then waits for us
+// before it can move anything again, so it is so in one of two scans at most.
+func (v *Veil) scan(pid int) (out []sight, err error) {
+	var scans [2][]sight
+	for i := range scans {
+		at, src, err := v.cfg.Shows(pid, everything)
+		if err != nil {
+			return nil, err
+		}
+		for k := range at {
+			scans[i] = append(scans[i], sight{at[k], src[k]})
+		}
+	}
+	out = scans[1]
+	var there page.Set
+	for _, g := range out {
+		there.Add(g.src)
+	}
+	for _, g := range scans[0] {
+		rest := page.NewSet(g.src)
+		rest = page.Difference(&rest, &there)
+		for _, r := range rest.Ranges() {
+			start := g.at.Start + (r.Start - g.src.Start)
+			out = append(out, sight{page.Range{Start: start, End: start + page.Addr(r.Bytes())}, r})
+		}
+	}
+	return out, nil
+}
+
+// lost is what pid saw and does not see any more. moves, called when that has been
+// looked at, tells which moves there are: of what was moved the thread is known, for it
+// waits.
+func (v *Veil) lost(pid int, moves func() []mover) (lost page.Set, err error) {
+	now, err := v.scan(pid)
 	if err != nil {
 		return lost, err
 	}
@@ -76,62 +111,125 @@ func (v *Veil) lost(pid int, moves []mover) (lost page.Set, err error) {
 	defer v.memory.mu.Unlock()
 	s := v.of(pid)
 	was, before := s.sights, s.src()
-	s.sights = nil
+	s.sights = now
 	var there page.Set
-	for i := range at {
-		s.sights = append(s.sights, sight{at[i], from[i]})
-		there.Add(at[i])
+	for _, g := range now {
+		there.Add(g.at)
 	}
-	s.own = page.Intersection(&s.own, &there)
-	for _, m := range moves {
-		if m.pid == pid {
-			err = errors.Join(err, v.follow(pid, s, was, m.move))
+	own := page.Intersection(&s.own, &there)
+	if !slices.Equal(was, now) {
+		v.memory.changed = true
+	}
+	under := moves()
+	// What is being unmapped may be gone, and show again by what has grown over it.
+	for _, m := range under {
+		if m.pid == pid && m.unmap {
+			was = without(was, page.NewSet(page.Range{Start: m.from, End: m.from + m.old}))
 		}
 	}
-	now := s.src()
-	return page.Difference(&before, &now), err
+	for _, m := range under {
+		if m.pid == pid && !m.unmap {
+			err = errors.Join(err, v.follow(pid, s, was, &own, m.move))
+		}
+	}
+	if !slices.Equal(s.own.Ranges(), own.Ranges()) {
+		v.memory.changed = true
+	}
+	s.own = own
+	after := s.src()
+	return page.Difference(&before, &after), err
 }
 
-// follow makes pid's own what it has moved. The call waits, so nobody has looked there
-// yet. What has grown is new and zero, where the file would show what comes next; and
-// zero is what was moved away, where it was not unmapped (MREMAP_DONTUNMAP).
-func (v *Veil) follow(pid int, s *seen, was []sight, m move) (err error) {
-	var src page.Range
+// follow finds where m has gone. What has grown is new and zero, where the file goes on
+// with what lay behind it; and zero is what was moved away, where it was not unmapped
+// (MREMAP_DONTUNMAP). The call waits, so nobody has looked there yet.
+func (v *Veil) follow(pid int, s *seen, was []sight, own *page.Set, m move) (err error) {
+	old := page.Range{Start: m.from, End: m.from + m.old}
+	var from, src page.Range
 	for _, w := range was {
-		if _, part := w.part(page.Range{Start: m.from, End: m.from + m.old}); !part.Empty() {
-			src = part
+		if from, src = w.part(old); !from.Empty() {
 			break
 		}
 	}
-	if src.Empty() {
-		return nil
+	if from.Empty() || from.Start != m.from {
+		return nil // nothing of ours, or seen to before
 	}
 	for _, n := range s.sights {
 		if !n.src.Contains(src.Start) {
 			continue
 		}
 		at := n.at.Start + (src.Start - n.src.Start) // where it begins now
-		switch {
-		case at != m.from:
-			moved := page.Range{Start: at, End: at + page.Addr(src.Bytes())}
-			err = errors.Join(err, v.cfg.Own(pid, moved))
-			s.own.Add(moved)
-			err = errors.Join(err, v.fresh(pid, s, n, page.Range{Start: moved.End, End: at + m.size}))
-		case m.stays:
-			err = errors.Join(err, v.fresh(pid, s, n, page.Range{Start: at, End: at + m.old}))
+		if at != m.from && showed(was, at, src.Start) {
+			continue // that is something else, which had grown before
+		}
+		end := at + m.old
+		if at != m.from {
+			own.Remove(page.Range{Start: at, End: max(end, at+m.size)}) // what was there before
+			for _, r := range s.own.Intersect(old) {
+				own.Add(page.Range{Start: at + (r.Start - m.from), End: at + (r.End - m.from)})
+			}
+			if m.stays {
+				err = errors.Join(err, v.fresh(pid, s, nil, own, old))
+			} else {
+				own.Remove(old)
+			}
+		}
+		if m.size > m.old {
+			err = errors.Join(err, v.fresh(pid, s, was, own, page.Range{Start: end, End: at + m.size}))
+		}
+		if at != m.from {
+			break
 		}
 	}
 	return err
 }
 
-// fresh makes zero what pid sees at r by n.
-func (v *Veil) fresh(pid int, s *seen, n sight, r page.Range) error {
-	at, src := n.part(r)
-	if at.Empty() {
-		return nil
+// showed reports whether the file showed address src at at.
+func showed(was []sight, at, src page.Addr) bool {
+	for _, w := range was {
+		if w.at.Contains(at) && w.src.Start+(at-w.at.Start) == src {
+			return true
+		}
 	}
-	s.own.Add(at)
-	return v.cfg.Blank(pid, at, src)
+	return false
+}
+
+// fresh makes zero what pid sees at r and did not see there before.
+func (v *Veil) fresh(pid int, s *seen, was []sight, own *page.Set, r page.Range) (err error) {
+	for _, n := range s.sights {
+		at, _ := n.part(r)
+		if at.Empty() {
+			continue
+		}
+		fresh := page.NewSet(at)
+		fresh = page.Difference(&fresh, own)
+		for _, w := range was {
+			if a, src := w.part(at); !a.Empty() {
+				if _, now := n.part(a); now == src {
+					fresh.Remove(a)
+				}
+			}
+		}
+		for _, a := range fresh.Ranges() {
+			_, src := n.part(a)
+			own.Add(a)
+			err = errors.Join(err, v.cfg.Blank(pid, a, src))
+		}
+	}
+	return err
+}
+
+// without are the parts of sights that are not at gone.
+func without(sights []sight, gone page.Set) (left []sight) {
+	for _, g := range sights {
+		rest := page.NewSet(g.at)
+		rest = page.Difference(&rest, &gone)
+		for _, r := range rest.Ranges() {
+			at, src := g.part(r)
+			left = append(left, sight{at, src})
+		}
+	}
+	return left
 }
 
 // doubles are other places than at, of pid, where the file shows what it sees there.
@@ -157,16 +255,8 @@ func (v *Veil) Settled(pid int, at page.Set) {
 	v.memory.mu.Lock()
 	defer v.memory.mu.Unlock()
 	s := v.of(pid)
-	var left []sight
-	for _, g := range s.sights {
-		rest := page.NewSet(g.at)
-		rest = page.Difference(&rest, &at)
-		for _, r := range rest.Ranges() {
-			a, src := g.part(r)
-			left = append(left, sight{a, src})
-		}
-	}
-	s.sights = left
+	s.sights = without(s.sights, at)
+	v.memory.changed = true
 }
 
 // Own are the addresses of pid in r where it has copies of its own of all that is not
@@ -176,4 +266,10 @@ func (v *Veil) Own(pid int, r page.Range) page.Set {
 	defer v.memory.mu.Unlock()
 	s := v.of(pid)
 	return page.NewSet(s.own.Intersect(r)...)
+}
+
+func (m *memory) setChanged() {
+	m.mu.Lock()
+	m.changed = true
+	m.mu.Unlock()
 }

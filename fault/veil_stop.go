@@ -18,6 +18,50 @@ func (v *Veil) standing() error {
 	return v.finish()
 }
 
+// held deals with the events that there are of the one process, whose userfaultfd is fd,
+// while nobody returns to it from a call.
+func (v *Veil) held(fd int) error {
+	v.src.SetStopping(true)
+	if err := v.cfg.Freeze(); err != nil {
+		return err
+	}
+	for {
+		d, err := v.look()
+		if err != nil {
+			return errors.Join(err, v.finish())
+		}
+		if len(d.pids) != 1 || !v.ahead(d) {
+			return v.finish()
+		}
+		m, ok := v.read(fd, 0)
+		if !ok {
+			break
+		}
+		late := doing{pids: d.pids, changing: m.Event == sys.UffdEventUnmap || m.Event == sys.UffdEventRemap}
+		if m.Event == sys.UffdEventRemove && !covers(d.givers, m) && !covers(d.keepers, m) {
+			late.givers = []giver{{d.pids[0], addrs(m.Start, m.End)}} // it came after the look
+			again, err := v.look()
+			if err == nil && covers(again.keepers, m) && !covers(again.givers, m) {
+				late.givers = nil
+			}
+		}
+		if m.Event == sys.UffdEventFork || !v.ahead(late) {
+			return v.finish() // with what was read
+		}
+		v.moves = nil
+		v.src.ClearVeilEvents()
+	}
+	v.moves = nil
+	return v.letGo()
+}
+
+// letGo lets the program go on. In this order: nobody else would thaw it.
+func (v *Veil) letGo() error {
+	err := v.cfg.Thaw()
+	v.src.SetStopping(false)
+	return err
+}
+
 // finish goes on where the program is being stopped.
 func (v *Veil) finish() error {
 	k := 0
@@ -48,9 +92,9 @@ func (v *Veil) finish() error {
 	}
 	err := v.apply()
 	v.moves = nil
+	err = errors.Join(err, v.save())
 	v.src.ClearVeilEvents()
-	v.src.SetStopping(false)
-	return errors.Join(err, v.cfg.Thaw())
+	return errors.Join(err, v.letGo())
 }
 
 // apply gives up what the events say. Nobody executes anything.
@@ -59,6 +103,7 @@ func (v *Veil) apply() error {
 	if err != nil {
 		return err
 	}
+	v.forget(pids)
 	var src page.Set // that is given up
 	gone := map[int]*page.Set{}
 	for _, pid := range pids {
@@ -69,7 +114,7 @@ func (v *Veil) apply() error {
 		if !ok {
 			break
 		}
-		if m.Event != sys.UffdEventRemove {
+		if m.Event != sys.UffdEventRemove || pid == nobody {
 			continue
 		}
 		if gone[pid] == nil {
@@ -87,7 +132,7 @@ func (v *Veil) apply() error {
 		}
 	}
 	for _, pid := range pids {
-		lost, lerr := v.lost(pid, v.moves)
+		lost, lerr := v.lost(pid, func() []mover { return v.moves })
 		err = errors.Join(err, lerr)
 		src = page.Union(&src, &lost)
 	}
