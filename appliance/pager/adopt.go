@@ -102,6 +102,9 @@ func (s *server) adopt(m adoptMsg, p packet, files []*os.File) error {
 			return err
 		}
 	}
+	if err := s.setBacked(m.Shown, m.Regions); err != nil {
+		return err
+	}
 	s.trap.Kick()
 	s.fetch.Start(s.store.Flag(pagestore.FlagFetching))
 	return nil

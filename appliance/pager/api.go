@@ -113,6 +113,10 @@ type Region struct {
 	Shared bool `cbor:"3,keyasint,omitempty"`
 	// Shadow is where the pages of a region go that is a View; else 0.
 	Shadow page.Addr `cbor:"4,keyasint,omitempty"`
+	// File is the number, plus 1, of the file of Show that is mapped here, from Offset on;
+	// else 0.
+	File   int    `cbor:"5,keyasint,omitempty"`
+	Offset uint64 `cbor:"6,keyasint,omitempty"`
 }
 
 // Adoption is an address space that a pager is to serve. Its sets are those of
@@ -141,6 +145,8 @@ type Adoption struct {
 	Views []View
 	Kept  page.Set // pages of Views that are in their shadows already
 	Group string
+	// Shown: it has mappings of files of Show.
+	Shown bool
 }
 
 // PageFile is a file that holds pages, for a restore without a source host.
@@ -204,6 +210,9 @@ type Stats struct {
 	FaultP99  time.Duration `cbor:"18,keyasint"`
 	FaultMax  time.Duration `cbor:"19,keyasint"`
 	FaultMean time.Duration `cbor:"20,keyasint"`
+	// FilesLost: a page of a file that the process maps was refused, as the source's copy
+	// has ended. Whoever touched it got SIGBUS.
+	FilesLost bool `cbor:"30,keyasint,omitempty"`
 	// PagesLanded came before the process was adopted, some of them repeatedly.
 	PagesLanded uint64 `cbor:"21,keyasint"`
 }

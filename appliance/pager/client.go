@@ -160,7 +160,7 @@ func (c *Client) watch() {
 	exited := make(chan struct{})
 	go func() {
 		defer close(exited)
-		for !waitProcess(c.pidfd, 500*time.Millisecond) {
+		for pid := c.PID(); !waitProcess(c.pidfd, 500*time.Millisecond) && !over(c.pidfd, pid); {
 			select {
 			case <-c.closed:
 				return
@@ -173,7 +173,7 @@ func (c *Client) watch() {
 	case <-c.closed:
 		<-exited
 	}
-	gone := waitProcess(c.pidfd, 0)
+	gone := over(c.pidfd, c.PID())
 	if gone {
 		// What it said last is in the socket already, and nothing ends it: the
 		// keeper holds the other end.
@@ -184,7 +184,7 @@ func (c *Client) watch() {
 	<-c.done
 	_ = c.conn.c.Close()
 	if c.reap != nil {
-		if gone {
+		if waitProcess(c.pidfd, 0) {
 			c.reap()
 		} else {
 			go c.reap() // it is our child still, whenever it ends
@@ -263,7 +263,7 @@ func (c *Client) AttachFile(ctx context.Context, pf PageFile) error {
 func (c *Client) Adopt(ctx context.Context, a Adoption) error {
 	m := adoptMsg{
 		Space: a.Space, PID: a.PID, UFFD: a.UFFD != nil, Mem: a.Mem != nil, Regions: a.Regions,
-		Lazy: a.Lazy, Eager: a.Eager, Hot: a.Hot, Veil: a.Veil != nil, Views: a.Views, Kept: a.Kept, Group: a.Group,
+		Lazy: a.Lazy, Eager: a.Eager, Hot: a.Hot, Veil: a.Veil != nil, Views: a.Views, Kept: a.Kept, Group: a.Group, Shown: a.Shown,
 	}
 	var files []*os.File
 	for _, f := range []*os.File{a.UFFD, a.Mem, a.Veil} {
@@ -310,6 +310,14 @@ func (c *Client) Poison(ctx context.Context) error {
 	return err
 }
 
+// Free leaves plain memory behind, as Finish does, but the pager stays and goes on
+// showing the source's memory. It fails, and changes nothing, while a page is missing.
+// Idempotent.
+func (c *Client) Free(ctx context.Context) error {
+	_, err := c.call(ctx, opFree, nil)
+	return err
+}
+
 // Finish leaves plain memory behind and ends pager and keeper. It fails, and
 // changes nothing, while a page is missing.
 func (c *Client) Finish(ctx context.Context) error {
@@ -338,9 +346,7 @@ func (c *Client) Abort(ctx context.Context) error {
 	w := c.who
 	c.finished = true
 	c.mu.Unlock()
-	// The pager first: it would replace its keeper.
-	err := errors.Join(endByPID(w.PID, w.Start), endKeeper(w.Keeper, w.KeeperStart))
-	return errors.Join(err, removeState(c.cfg.Dir))
+	return endAll(w, c.cfg.Dir)
 }
 
 // Close lets go of the pager, which lives on. Idempotent.

@@ -38,17 +38,24 @@ type Unveiling struct {
 // parts: they are not trapped any more. It returns which pages of the source the
 // program has given up. Reveil takes that back for parts that were not replaced.
 func (c *Client) Unveil(ctx context.Context, pid int, parts []Unveiling) (givenUp page.Set, err error) {
-	return c.unveil(ctx, pid, parts, false)
+	return c.unveil(ctx, unveilMsg{PID: pid}, parts)
+}
+
+// Overwrite says that what process pid has written of parts is copied over their shadows
+// from now on, while it runs: a write there must not wait for anything. The process
+// stands still.
+func (c *Client) Overwrite(ctx context.Context, pid int, parts []Unveiling) error {
+	_, err := c.unveil(ctx, unveilMsg{PID: pid, Early: true}, parts)
+	return err
 }
 
 // Reveil: see Unveil.
 func (c *Client) Reveil(ctx context.Context, pid int, parts []Unveiling) error {
-	_, err := c.unveil(ctx, pid, parts, true)
+	_, err := c.unveil(ctx, unveilMsg{PID: pid, Again: true}, parts)
 	return err
 }
 
-func (c *Client) unveil(ctx context.Context, pid int, parts []Unveiling, again bool) (givenUp page.Set, err error) {
-	m := unveilMsg{PID: pid, Again: again}
+func (c *Client) unveil(ctx context.Context, m unveilMsg, parts []Unveiling) (givenUp page.Set, err error) {
 	for _, u := range parts {
 		m.At, m.Ranges, m.Shadows = append(m.At, u.At), append(m.Ranges, u.Src), append(m.Shadows, u.Shadow)
 	}

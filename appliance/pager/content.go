@@ -15,7 +15,7 @@ func (s *server) eachChunk(i int, offset, size int64, f func(at int64, b []byte)
 	if i < 0 || offset < 0 || offset%page.Size != 0 || size < 0 {
 		return fmt.Errorf("pager: %d bytes of file %d at offset %d", size, i, offset)
 	}
-	src := s.fetch.Source(page.FirstFileSpace + page.Space(i))
+	src := s.fileSource(i)
 	buf := make([]byte, contentChunk)
 	for at := int64(0); at < size; {
 		n := min(size-at, contentChunk)
@@ -73,14 +73,8 @@ func (s *server) veiledNow(m rangesMsg) (r veilReply, err error) {
 		gone := src.AllGivenUp(g)
 		r.GivenUp = page.Union(&r.GivenUp, &gone)
 	}
-	if s.mu.Lock(); s.veiled != nil && m.PID != 0 {
-		r.Own = s.veiled.veil.Own(m.PID, m.At)
-	}
-	s.mu.Unlock()
-	s.mu.Lock()
-	v := s.veiled
-	s.mu.Unlock()
-	if v != nil && m.PID != 0 {
+	// Without s.mu: who knows may be waiting for what s.mu is needed for.
+	if v := s.veiled.Load(); v != nil && m.PID != 0 {
 		r.Own = v.veil.Own(m.PID, m.At)
 	}
 	return r, nil

@@ -82,6 +82,7 @@ func (s *server) stats() Stats {
 		PagesEager:    uint64(eager),
 		PagesLanded:   landed,
 		BytesWire:     s.fetch.Received(),
+		FilesLost:     s.filesLost.Load(),
 		Faults:        st.Count(pagestore.Faults),
 		Forks:         st.Count(pagestore.Forks),
 		Removes:       st.Count(pagestore.Removes),

@@ -2,7 +2,9 @@ package pager
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"sort"
 	"time"
 
@@ -36,6 +38,7 @@ type image struct {
 	src    *pagestore.Source
 	mem    int // /proc/PID/mem of the process; its number stays
 	remote page.Source
+	recent recent
 }
 
 // shadow is where page n of the image has its content.
@@ -87,18 +90,20 @@ func (m *image) ReadPages(ctx context.Context, first page.Num, buf []byte, prio 
 			}
 		}
 		part := buf[:n<<page.Shift]
+		var err error
 		switch st {
 		case isZero:
 			clear(part)
 		case isHere:
-			if m.fromShadow(shadow, part) {
-				break
-			}
-			fallthrough
+			err = m.resident(ctx, first, shadow, part, prio)
 		case isMissing:
-			if err := m.remote.ReadPages(ctx, first, part, prio); err != nil {
-				return err
-			}
+			err = m.remote.ReadPages(ctx, first, part, prio)
+		}
+		if err != nil {
+			return err
+		}
+		if st != isZero {
+			m.recent.put(first, part)
 		}
 		first, buf = first+page.Num(n), buf[n<<page.Shift:]
 	}
@@ -108,27 +113,66 @@ func (m *image) ReadPages(ctx context.Context, first page.Num, buf []byte, prio 
 // patience is how long the shadow may take. It is memory of a process with a lock of
 // its own, which somebody may hold who waits for what is read here: a fault that is
 // tried again holds it for reading, and who wants to write to it keeps others out
-// (filemap_fault, down_read). Then the source has the page, too.
+// (filemap_fault, down_read). Such a fault had the page already, and lost it, as it was
+// dropped from the page cache meanwhile. So what was read last is kept. The source has
+// the page, too, as long as it lives.
 const patience = 20 * time.Millisecond
 
-// fromShadow reports whether it could read.
-func (m *image) fromShadow(at page.Addr, buf []byte) bool {
+// resident reads pages that are in the shadow.
+func (m *image) resident(ctx context.Context, first page.Num, at page.Addr, buf []byte, prio page.Priority) error {
 	b := make([]byte, len(buf)) // given up where it takes too long
-	done := make(chan bool, 1)
+	done := make(chan error, 2)
 	go func() {
 		n, err := unix.Pread(m.mem, b, int64(at))
-		done <- err == nil && n == len(b)
+		if err == nil && n != len(b) {
+			err = io.ErrUnexpectedEOF
+		}
+		done <- err
 	}()
 	t := time.NewTimer(patience)
 	defer t.Stop()
+	var err error
 	select {
-	case ok := <-done:
-		if ok {
+	case err = <-done:
+		if err == nil {
 			copy(buf, b)
+			return nil
 		}
-		return ok
 	case <-t.C:
-		return false
+	}
+	if m.recent.get(first, buf) {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	other := make([]byte, len(buf))
+	got := make(chan error, 1)
+	go func() { got <- m.remote.ReadPages(ctx, first, other, prio) }()
+	if err != nil { // the shadow cannot be read
+		done = nil
+	}
+	for {
+		select {
+		case err := <-done:
+			if err == nil {
+				copy(buf, b)
+				return nil
+			}
+			done = nil
+		case err := <-got:
+			if err == nil {
+				copy(buf, other)
+				return nil
+			}
+			if got = nil; done == nil {
+				return err
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if done == nil && got == nil {
+			return errors.New("pager: a page that is here can be read neither from the process nor from the source")
+		}
 	}
 }
 

@@ -2,16 +2,11 @@ package pager
 
 import (
 	"errors"
-	"fmt"
-	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/pageferry/pageferry/migrate/stream"
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/transport"
-	"golang.org/x/sys/unix"
 )
 
 // settings is what a new pager is told: Config without what is the client's.
@@ -30,6 +25,7 @@ type settings struct {
 	HeadStart time.Duration `cbor:"10,keyasint,omitempty"`
 	IdleSleep bool          `cbor:"11,keyasint,omitempty"`
 	ShowDir   string        `cbor:"12,keyasint,omitempty"`
+	Before    []former      `cbor:"13,keyasint,omitempty"`
 }
 
 // who is the answer to opHello and opWho, and what the state file holds.
@@ -39,7 +35,19 @@ type who struct {
 	Start       uint64                `cbor:"3,keyasint"` // of PID, in clock ticks after boot
 	Keeper      int                   `cbor:"4,keyasint"`
 	KeeperStart uint64                `cbor:"5,keyasint"`
+	// Before are those in whose place it comes and that may not be gone yet, the last one first.
+	Before []former `cbor:"6,keyasint,omitempty"`
 }
+
+// former is a pager that was killed, and its keeper.
+type former struct {
+	PID         int    `cbor:"1,keyasint"`
+	Start       uint64 `cbor:"2,keyasint"`
+	Keeper      int    `cbor:"3,keyasint"`
+	KeeperStart uint64 `cbor:"4,keyasint"`
+}
+
+func (w who) former() former { return former{w.PID, w.Start, w.Keeper, w.KeeperStart} }
 
 type laneMsg struct {
 	Lane transport.LaneID `cbor:"1,keyasint"`
@@ -68,6 +76,7 @@ type adoptMsg struct {
 	Veil    bool       `cbor:"9,keyasint,omitempty"` // its descriptor is the last
 	Views   []View     `cbor:"10,keyasint,omitempty"`
 	Group   string     `cbor:"11,keyasint,omitempty"`
+	Shown   bool       `cbor:"13,keyasint,omitempty"`
 	Kept    page.Set   `cbor:"12,keyasint"`
 }
 
@@ -102,6 +111,8 @@ type unveilMsg struct {
 	Shadows []page.Addr  `cbor:"3,keyasint"`
 	// Again: it did not come to that.
 	Again bool `cbor:"5,keyasint,omitempty"`
+	// Early: for now only the shadows are let go of, and what is seen stays.
+	Early bool `cbor:"6,keyasint,omitempty"`
 }
 
 // veilReply is the answer to both.
@@ -117,111 +128,6 @@ type eventMsg struct {
 	Lane  transport.LaneID `cbor:"3,keyasint"`
 	Err   string           `cbor:"4,keyasint,omitempty"`
 	Code  string           `cbor:"5,keyasint,omitempty"`
-}
-
-const (
-	socketName = "pager.sock"
-	stateName  = "pager.state"
-	storeName  = "pageferry-store"
-	logName    = "pager.log"
-)
-
-// startTime is when pid started, in clock ticks after boot: with it a pid means
-// one process for good.
-func startTime(pid int) (uint64, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, err
-	}
-	// proc_pid_stat(5): field 22, counted behind the last parenthesis.
-	_, rest, ok := cutLast(string(b), ") ")
-	f := strings.Fields(rest)
-	if !ok || len(f) < 20 {
-		return 0, fmt.Errorf("/proc/%d/stat is not as expected", pid)
-	}
-	var v uint64
-	_, err = fmt.Sscan(f[19], &v)
-	return v, err
-}
-
-func cutLast(s, sep string) (before, after string, ok bool) {
-	if i := strings.LastIndex(s, sep); i >= 0 {
-		return s[:i], s[i+len(sep):], true
-	}
-	return s, "", false
-}
-
-// openProcess returns a pidfd of pid, which must have started at start; 0 means
-// that nobody knows. ErrGone where there is no such process.
-func openProcess(pid int, start uint64) (fd int, err error) {
-	if pid <= 0 {
-		return -1, ErrGone
-	}
-	fd, err = unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return -1, ErrGone
-	}
-	if err != nil {
-		return -1, fmt.Errorf("pager: pidfd of %d: %w", pid, err)
-	}
-	got, err := startTime(pid)
-	if err != nil || start != 0 && got != start {
-		unix.Close(fd)
-		return -1, ErrGone
-	}
-	return fd, nil
-}
-
-// endProcess kills the process behind a pidfd and waits until it has ended.
-func endProcess(fd int, limit time.Duration) error {
-	err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
-	if err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("pager: kill: %w", err)
-	}
-	if !waitProcess(fd, limit) {
-		return errors.New("pager: process does not end after SIGKILL")
-	}
-	return nil
-}
-
-// waitProcess waits until the process behind a pidfd has ended.
-func waitProcess(fd int, limit time.Duration) bool {
-	for end := time.Now().Add(limit); ; {
-		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(p, int(max(0, time.Until(end).Milliseconds())))
-		if n > 0 {
-			return true
-		}
-		if err != nil && !errors.Is(err, unix.EINTR) || time.Now().After(end) {
-			return false
-		}
-	}
-}
-
-// writeState and readState keep who in Dir, for a restarted daemon.
-func writeState(dir string, w who) error {
-	b := fmt.Appendf(nil, "%s %d %d %d %d\n", w.ID, w.PID, w.Start, w.Keeper, w.KeeperStart)
-	tmp := filepath.Join(dir, stateName+".new")
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
-		return fmt.Errorf("pager: state file: %w", err)
-	}
-	if err := os.Rename(tmp, filepath.Join(dir, stateName)); err != nil {
-		return fmt.Errorf("pager: state file: %w", err)
-	}
-	return nil
-}
-
-func readState(dir string) (w who, err error) {
-	b, err := os.ReadFile(filepath.Join(dir, stateName))
-	if err != nil {
-		return w, err
-	}
-	var id []byte
-	if n, err := fmt.Sscanf(string(b), "%x %d %d %d %d", &id, &w.PID, &w.Start, &w.Keeper, &w.KeeperStart); n != 5 || err != nil || len(id) != len(w.ID) {
-		return w, fmt.Errorf("pager: state file in %s is not as expected", dir)
-	}
-	copy(w.ID[:], id)
-	return w, nil
 }
 
 // Sentinels cross the control connection by name.

@@ -11,6 +11,14 @@ import (
 // handle does one request. The files are closed afterwards.
 func (s *server) handle(p packet, files []*os.File) (body any, err error) {
 	switch p.Op {
+	case opAdopt, opLand, opShow, opVeiled, opUnveil, opFetch, opPoison, opFinish:
+		select {
+		case <-s.whole:
+		case <-s.ctx.Done():
+			return nil, ErrGone
+		}
+	}
+	switch p.Op {
 	case opWho:
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -67,6 +75,12 @@ func (s *server) handle(p packet, files []*os.File) (body any, err error) {
 		return s.unveil(m)
 	case opShown:
 		return s.whatIsShown(), nil
+	case opHold:
+		m, err := decode[holdMsg](p)
+		if err != nil {
+			return nil, err
+		}
+		return nil, s.hold(m)
 	case opRead:
 		m, err := decode[readMsg](p)
 		if err != nil {
@@ -85,6 +99,8 @@ func (s *server) handle(p packet, files []*os.File) (body any, err error) {
 		return s.stats(), nil
 	case opPoison:
 		return nil, s.trap.Poison()
+	case opFree:
+		return nil, s.free()
 	case opFinish:
 		return nil, s.finish()
 	}

@@ -32,6 +32,7 @@ type server struct {
 	fetch   *stream.Fetcher
 	pool    *transport.Pool
 	awake   *os.File               // keeps the host's processors from sleeping
+	whole   chan struct{}          // closed when what a former pager left undone is done
 	landing atomic.Pointer[lander] // of the round that is going on
 	landed  atomic.Uint64          // pages of the rounds before it
 	// written are the pages of process landPID that may hold something else than
@@ -42,7 +43,11 @@ type server struct {
 	fromFile atomic.Bool
 	sock     *net.UnixListener
 	// of what is shown as files; see show.go
-	shown shown
+	shown  shown
+	veiled atomic.Pointer[veiled]
+	backed atomic.Pointer[[]Backed]
+	// filesLost: see Stats
+	filesLost atomic.Bool
 
 	ctx    context.Context // ends with the pager
 	cancel context.CancelFunc
@@ -56,7 +61,6 @@ type server struct {
 	all     chan struct{} // closed while no page is missing
 	leaving bool
 	fs      *fusemem.FS
-	veiled  *veiled
 	lost    error // every page lane refused because the source's pages are gone
 }
 
@@ -64,7 +68,7 @@ type server struct {
 func run(c *conn, keeper int, log *slog.Logger) error {
 	s := &server{
 		log: log, done: make(chan struct{}), conns: map[*conn]bool{},
-		eager: make(chan struct{}), all: make(chan struct{}),
+		eager: make(chan struct{}), all: make(chan struct{}), whole: make(chan struct{}),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	defer s.cancel()
@@ -138,7 +142,7 @@ func (s *server) begin(keeper int) error {
 		return err
 	}
 	s.fetch = stream.NewFetcher(stream.FetcherConfig{
-		Store: s.store, Placer: s.trap, Window: s.cfg.Window, Chunk: s.cfg.Chunk, StallTimeout: s.cfg.StallTimeout,
+		Store: s.store, Placer: placer{s.trap, s}, Window: s.cfg.Window, Chunk: s.cfg.Chunk, StallTimeout: s.cfg.StallTimeout,
 		HeadStart: s.cfg.HeadStart, HeadStartOver: littleLeft, Waiting: s.trap.Waiting, Log: s.log,
 		OnUrgent:   func() { fault.RaisePriority(s.log) },
 		OnLost:     s.laneLost,
@@ -149,6 +153,8 @@ func (s *server) begin(keeper int) error {
 		if err := s.takeOver(); err != nil {
 			return err
 		}
+	} else {
+		close(s.whole)
 	}
 	start, err := startTime(os.Getpid())
 	if err != nil {
@@ -158,7 +164,6 @@ func (s *server) begin(keeper int) error {
 	if err != nil {
 		return fmt.Errorf("pager: keeper's start time: %w", err)
 	}
-	s.me = who{s.cfg.ID, os.Getpid(), start, keeper, kstart}
 	path := filepath.Join(s.cfg.Dir, socketName)
 	_ = os.Remove(path) // of a pager that was killed
 	if s.sock, err = net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"}); err != nil {
@@ -167,18 +172,40 @@ func (s *server) begin(keeper int) error {
 	if err := os.Chmod(path, 0o600); err != nil {
 		return fmt.Errorf("pager: socket: %w", err)
 	}
-	if err := writeState(s.cfg.Dir, s.me); err != nil {
+	if err := s.sign(who{ID: s.cfg.ID, PID: os.Getpid(), Start: start, Keeper: keeper, KeeperStart: kstart}); err != nil {
 		return err
 	}
-	go func() {
-		if err := s.trap.Run(); err != nil {
-			s.log.Error("the trap has ended: faults are not answered any more", "err", err)
+	if s.cfg.OldKeeper != 0 {
+		if err := s.succession(); err != nil {
+			return err
 		}
-	}()
+	}
+	go s.runTrap()
+	return nil
+}
+
+// sign writes who is here now.
+func (s *server) sign(me who) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	me.Before = s.cfg.Before // they may not be gone yet
+	s.me = me
+	return writeState(s.cfg.Dir, s.me)
+}
+
+// runTrap serves faults, as soon as nobody else does.
+func (s *server) runTrap() {
+	select {
+	case <-s.whole:
+	case <-s.ctx.Done():
+		return
+	}
 	if s.cfg.OldKeeper != 0 {
 		s.fetch.Start(s.store.Flag(pagestore.FlagFetching))
 	}
-	return nil
+	if err := s.trap.Run(); err != nil {
+		s.log.Error("the trap has ended: faults are not answered any more", "err", err)
+	}
 }
 
 // payloadSize is the largest payload that a lane takes, in bytes.
@@ -274,6 +301,16 @@ func (s *server) finish() error {
 	_ = os.Remove(filepath.Join(s.cfg.Dir, stateName))
 	_ = unix.Kill(me.Keeper, unix.SIGKILL) // our child, not waited for yet: the pid is its own
 	return nil
+}
+
+// free lets go of the process's memory, and goes on showing the source's.
+func (s *server) free() error {
+	if n := s.store.Missing(true); n != 0 {
+		return fmt.Errorf("pager: %d pages are missing", n)
+	}
+	s.unveilAll()
+	s.trap.Halt()
+	return s.trap.Leave()
 }
 
 // abandon ends a pager that never got anything to serve and whose daemon is

@@ -29,6 +29,11 @@ type ShowFile struct {
 	Size    int64       `cbor:"2,keyasint"`
 	ModTime time.Time   `cbor:"3,keyasint"`
 	Mode    os.FileMode `cbor:"4,keyasint"`
+	// By what it is known: see image.FileID. Nobody has it who has a file of that name
+	// where it was Deleted.
+	BuildID string `cbor:"5,keyasint,omitempty"`
+	Hash    string `cbor:"6,keyasint,omitempty"`
+	Deleted bool   `cbor:"7,keyasint,omitempty"`
 }
 
 // Hide takes away what a pager that was killed has left mounted, by what it wrote to
@@ -60,6 +65,13 @@ type shown struct {
 	Views  []View `cbor:"3,keyasint"`
 	Group  string `cbor:"4,keyasint"` // cgroup of the process
 	PID    int    `cbor:"5,keyasint"`
+	// Backed are mappings of files that pages are written to before the process runs;
+	// ascending.
+	Backed []Backed `cbor:"7,keyasint,omitempty"`
+	// Held are the numbers of descriptors of files that are here.
+	Held map[int]int `cbor:"8,keyasint,omitempty"`
+	// Needed: the process has mappings of what is shown.
+	Needed bool `cbor:"9,keyasint,omitempty"`
 }
 
 func readShown(dir string) (s shown, err error) {
@@ -130,7 +142,7 @@ func (s *server) showConfig() fusemem.Config {
 	}
 	for i, f := range s.shown.Show.Files {
 		c.Files = append(c.Files, fusemem.File{Path: f.Path, Size: f.Size, ModTime: f.ModTime, Mode: f.Mode,
-			Source: s.fetch.Source(page.FirstFileSpace + page.Space(i))})
+			Source: s.fileSource(i)})
 	}
 	if s.shown.Show.Image {
 		c.Image = lateImage{s}
@@ -156,20 +168,32 @@ func (s *server) residentBits() []byte {
 
 // unshow takes everything away. Nothing is mapped of it any more.
 func (s *server) unshow() error {
+	s.unveilAll()
 	s.mu.Lock()
-	f, v := s.fs, s.veiled
-	s.fs, s.veiled = nil, nil
+	f := s.fs
+	s.fs = nil
+	var err error
+	if f != nil { // whoever takes over now needs nothing of it
+		s.shown.Device, s.shown.Views = 0, nil
+		err = s.saveShown()
+	}
+	s.mu.Unlock()
+	if f != nil {
+		err = errors.Join(err, f.Close())
+	}
+	return errors.Join(err, Hide(s.cfg.Dir)) // also what could not be taken over
+}
+
+// unveilAll ends the service of veiled memory. Nothing is veiled any more.
+func (s *server) unveilAll() {
+	s.mu.Lock()
+	v := s.veiled.Swap(nil)
 	s.mu.Unlock()
 	if v != nil {
 		v.veil.Halt()
 		v.veil.Leave()
 		v.ahead.close()
 	}
-	var err error
-	if f != nil {
-		err = f.Close()
-	}
-	return errors.Join(err, Hide(s.cfg.Dir)) // also what could not be taken over
 }
 
 // veil begins to serve veiled memory.
@@ -187,7 +211,7 @@ func (s *server) veil(src *pagestore.Source, m *adoptMsg, fd, mem int) error {
 	s.mu.Lock()
 	s.shown.Views, s.shown.Group, s.shown.PID = m.Views, m.Group, m.PID
 	err = s.saveShown()
-	s.veiled = v
+	s.veiled.Store(v)
 	s.mu.Unlock()
 	go s.runVeil(v)
 	return err
@@ -200,8 +224,8 @@ func (s *server) runVeil(v *veiled) {
 }
 
 // takeShown takes over what the last pager showed. descriptor fetches one of its
-// descriptors under the same number, extra one under another from fault.FirstFD on.
-func (s *server) takeShown(descriptor func(n int) error, extra func(n int) (int, error)) error {
+// descriptors under the same number.
+func (s *server) takeShown(descriptor func(n int) error) error {
 	was, err := readShown(s.cfg.Dir)
 	if errors.Is(err, os.ErrNotExist) || err == nil && was.Device == 0 {
 		return nil
@@ -210,9 +234,18 @@ func (s *server) takeShown(descriptor func(n int) error, extra func(n int) (int,
 		return err
 	}
 	s.shown = was
+	if len(was.Backed) > 0 {
+		s.backed.Store(&was.Backed)
+	}
 	if err := descriptor(s.shown.Device); err != nil {
 		return err
 	}
+	for _, fd := range was.Held {
+		if err := descriptor(fd); err != nil {
+			return err
+		}
+	}
+	var v *veiled
 	src := s.store.Source(0)
 	if src != nil && src.Veiled() {
 		for _, fd := range src.VeilFDs() {
@@ -226,23 +259,21 @@ func (s *server) takeShown(descriptor func(n int) error, extra func(n int) (int,
 				mem = sp.MemFD()
 			}
 		}
-		if s.veiled, err = s.newVeiled(src, s.shown.PID, mem, s.shown.Group, s.shown.Views); err != nil {
+		v, err = s.newVeiled(src, s.shown.PID, mem, s.shown.Group, s.shown.Views)
+		if err != nil {
 			return err
 		}
 	}
 	if s.fs, err = fusemem.Takeover(s.showConfig(), s.shown.Device); err != nil {
+		if v != nil {
+			v.ahead.close()
+		}
 		return err
 	}
-	go s.runFS(s.fs)
-	if v := s.veiled; v != nil {
-		v.veil.Inherit(extra)
-		go func() { // a read may have to wait for lanes
-			if err := v.veil.Recover(); err != nil {
-				s.log.Error("memory that the program gave up", "err", err)
-			}
-			s.runVeil(v)
-		}()
+	if v != nil {
+		s.veiled.Store(v)
 	}
+	go s.runFS(s.fs)
 	return nil
 }
 
@@ -250,14 +281,24 @@ func (s *server) takeShown(descriptor func(n int) error, extra func(n int) (int,
 type lateImage struct{ s *server }
 
 func (l lateImage) ReadPages(ctx context.Context, first page.Num, buf []byte, prio page.Priority) error {
-	l.s.mu.Lock()
-	v := l.s.veiled
-	l.s.mu.Unlock()
+	v := l.s.veiled.Load()
 	if v == nil {
 		return errors.New("pager: no memory is veiled")
 	}
-	if err := v.ReadPages(ctx, first, buf, prio); err != nil {
-		return err
+	// The program would get SIGBUS: it waits, as at a userfaultfd.
+	for wait := time.Millisecond; ; wait = min(2*wait, time.Second) {
+		err := v.ReadPages(ctx, first, buf, prio)
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil || l.s.store.Flag(pagestore.FlagPoisoned) {
+			return err
+		}
+		l.s.log.Warn("a page that the program waits for", "page", first.Addr(), "err", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
 	}
 	v.ahead.demanded(first)
 	return nil

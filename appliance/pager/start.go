@@ -20,7 +20,7 @@ const endLimit = 10 * time.Second
 
 // Start runs a pager and its keeper. When ctx ends before it is ready, both are
 // killed.
-func Start(ctx context.Context, cfg Config) (*Client, error) { return start(ctx, cfg, 0) }
+func Start(ctx context.Context, cfg Config) (*Client, error) { return start(ctx, cfg, 0, nil) }
 
 // Takeover starts a new pager in the place of a dead one, whose keeper is the
 // process keeperPID; 0 means the one recorded in cfg.Dir. Lanes must be attached
@@ -34,32 +34,36 @@ func Takeover(ctx context.Context, cfg Config, keeperPID int) (*Client, error) {
 	if err == nil {
 		if fd, err := openProcess(w.PID, w.Start); err == nil {
 			defer unix.Close(fd)
-			if !waitProcess(fd, 0) {
+			if !over(fd, w.PID) {
 				return nil, fmt.Errorf("pager %d is alive: connect to it, or kill it first", w.PID)
 			}
 		}
 	}
-	kstart := w.KeeperStart
-	if keeperPID == 0 {
-		keeperPID = w.Keeper
-	} else if keeperPID != w.Keeper {
-		kstart = 0
+	before := append([]former{w.former()}, w.Before...)
+	if keeperPID != 0 && keeperPID != w.Keeper {
+		before = []former{{Keeper: keeperPID}}
 	}
-	fd, err := openProcess(keeperPID, kstart)
-	if err == nil && waitProcess(fd, 0) {
-		unix.Close(fd)
-		err = ErrGone
+	// The last one's keeper has everything. It is not there where that pager was killed
+	// while it began; then the one before is.
+	var gone []error
+	for _, f := range before {
+		fd, err := openProcess(f.Keeper, f.KeeperStart)
+		if err == nil {
+			defer unix.Close(fd)
+			if !waitProcess(fd, 0) {
+				return start(ctx, cfg, f.Keeper, before)
+			}
+			err = ErrGone
+		}
+		if !errors.Is(err, ErrGone) {
+			return nil, fmt.Errorf("pager: keeper %d: %w", f.Keeper, err)
+		}
+		gone = append(gone, fmt.Errorf("keeper %d: %w", f.Keeper, err))
 	}
-	if errors.Is(err, ErrGone) {
-		return nil, fmt.Errorf("%w: keeper %d: %w: the missing pages are lost", ErrNoKeeper, keeperPID, err)
-	} else if err != nil {
-		return nil, fmt.Errorf("pager: keeper %d: %w", keeperPID, err)
-	}
-	defer unix.Close(fd)
-	return start(ctx, cfg, keeperPID)
+	return nil, fmt.Errorf("%w: %w: the missing pages are lost", ErrNoKeeper, errors.Join(gone...))
 }
 
-func start(ctx context.Context, cfg Config, oldKeeper int) (*Client, error) {
+func start(ctx context.Context, cfg Config, oldKeeper int, before []former) (*Client, error) {
 	cfg = cfg.WithDefaults()
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -100,11 +104,13 @@ func start(ctx context.Context, cfg Config, oldKeeper int) (*Client, error) {
 		return nil, fmt.Errorf("pager: start: %w", err)
 	}
 	_ = theirs.Close()
-	w, err := hello(ctx, c, settings{
+	hctx, stop := whileAlive(ctx, cmd.Process.Pid)
+	w, err := hello(hctx, c, settings{
 		ID: cfg.ID, Dir: cfg.Dir, KeeperCgroup: cfg.KeeperCgroup, TLS: cfg.TLS, Window: cfg.Window,
 		Chunk: cfg.Chunk, BulkLanes: cfg.BulkLanes, StallTimeout: cfg.StallTimeout, OldKeeper: oldKeeper,
-		HeadStart: cfg.HeadStart, IdleSleep: cfg.IdleSleep, ShowDir: cfg.ShowDir,
+		HeadStart: cfg.HeadStart, IdleSleep: cfg.IdleSleep, ShowDir: cfg.ShowDir, Before: before,
 	}, cmd.Process.Pid)
+	stop()
 	var pidfd int
 	if err == nil {
 		pidfd, err = openProcess(w.PID, w.Start)
@@ -114,8 +120,8 @@ func start(ctx context.Context, cfg Config, oldKeeper int) (*Client, error) {
 		c.c.Close()
 		return nil, err
 	}
-	if oldKeeper != 0 {
-		reapOrphan(oldKeeper)
+	for _, f := range before {
+		go f.reap()
 	}
 	return newClient(cfg, c, w, pidfd, func() { _ = cmd.Wait() }), nil
 }
@@ -131,7 +137,12 @@ func killUnready(cmd *exec.Cmd, not int) {
 		}
 	}
 	_ = cmd.Process.Kill()
-	_ = cmd.Wait()
+	ended := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(ended) }()
+	select { // it may wait for an answer of its own mount
+	case <-ended:
+	case <-time.After(endLimit):
+	}
 }
 
 // childrenOf lists the children of every thread of pid.
@@ -244,7 +255,7 @@ func Connect(ctx context.Context, cfg Config) (*Client, error) {
 	}
 	// The keeper of a dead pager holds its socket open: look first.
 	pidfd, err := openProcess(w.PID, w.Start)
-	if err == nil && waitProcess(pidfd, 0) {
+	if err == nil && over(pidfd, w.PID) {
 		unix.Close(pidfd)
 		err = ErrGone
 	}
@@ -269,96 +280,13 @@ func Connect(ctx context.Context, cfg Config) (*Client, error) {
 // greet is hello with a pager that may die meanwhile: its keeper has the socket
 // open, so that nothing else would end the wait.
 func greet(ctx context.Context, c *conn, pid, pidfd int) (who, error) {
-	const step = 50 * time.Millisecond
+	ctx, stop := whileAlive(ctx, pid)
 	ctx, cancel := context.WithTimeout(ctx, endLimit)
-	watched := make(chan struct{})
-	go func() {
-		defer close(watched)
-		for ctx.Err() == nil && !waitProcess(pidfd, step) {
-		}
-		cancel()
-	}()
 	w, err := hello(ctx, c, nil, pid)
 	cancel()
-	<-watched
-	if err != nil && waitProcess(pidfd, 0) {
+	stop()
+	if err != nil && over(pidfd, pid) {
 		err = fmt.Errorf("%w: %w: pager %d died: %w", ErrNoPager, ErrGone, pid, err)
 	}
 	return w, err
-}
-
-// Kept reports whether the pager recorded in dir or its keeper is alive: if not,
-// what was missing has read as zeros since.
-func Kept(dir string) bool {
-	w, err := readState(dir)
-	if err != nil {
-		return false
-	}
-	alive := func(pid int, start uint64) bool {
-		fd, err := openProcess(pid, start)
-		if err != nil {
-			return false
-		}
-		defer unix.Close(fd)
-		return !waitProcess(fd, 0)
-	}
-	return alive(w.PID, w.Start) || alive(w.Keeper, w.KeeperStart)
-}
-
-// Abandoned ends what is left of a pager whose daemon cannot or will not go on:
-// pager and keeper as recorded in dir. The process that they serve must be dead.
-// It returns nil where there is nothing.
-func Abandoned(dir string) error {
-	w, err := readState(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return Hide(dir)
-	}
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(endByPID(w.PID, w.Start), endKeeper(w.Keeper, w.KeeperStart)); err != nil {
-		return err
-	}
-	return removeState(dir)
-}
-
-// removeState removes what a pager leaves in dir that was killed.
-func removeState(dir string) error {
-	if err := Hide(dir); err != nil {
-		return err
-	}
-	_ = os.Remove(filepath.Join(dir, socketName))
-	_ = os.Remove(filepath.Join(dir, stateName))
-	_ = os.Remove(filepath.Join(dir, stateName+".new"))
-	_ = os.Remove(filepath.Join(dir, logName))
-	return nil
-}
-
-// endByPID kills a process that started at start, if it is there.
-func endByPID(pid int, start uint64) error {
-	fd, err := openProcess(pid, start)
-	if errors.Is(err, ErrGone) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if err := endProcess(fd, endLimit); err != nil {
-		return fmt.Errorf("pid %d: %w", pid, err)
-	}
-	return nil
-}
-
-// endKeeper is endByPID, and reaps a keeper that has become our child because
-// its pager died and this process adopts orphans.
-func endKeeper(pid int, start uint64) error {
-	err := endByPID(pid, start)
-	reapOrphan(pid)
-	return err
-}
-
-func reapOrphan(pid int) {
-	var ws unix.WaitStatus
-	_, _ = unix.Wait4(pid, &ws, unix.WNOHANG, nil) // not ours: somebody else reaps it
 }

@@ -14,11 +14,12 @@ import (
 // The process stands still. Of a forked child the userfaultfds are not known by its
 // pid: there everything stays trapped, and comes as events.
 func (s *server) unveil(m unveilMsg) (r veilReply, err error) {
-	s.mu.Lock()
-	v := s.veiled
-	s.mu.Unlock()
+	v := s.veiled.Load()
 	if v == nil || len(m.Ranges) != len(m.Shadows) || len(m.Ranges) != len(m.At) {
 		return r, errors.New("pager: nothing is veiled")
+	}
+	if m.Early && m.PID != v.pid {
+		return r, fmt.Errorf("pager: nothing is known of the shadows of process %d", m.PID)
 	}
 	for _, g := range m.Ranges {
 		gone := v.src.AllGivenUp(g)
@@ -34,7 +35,7 @@ func (s *server) unveil(m unveilMsg) (r veilReply, err error) {
 		}
 	}
 	at := page.NewSet(m.At...)
-	if !m.Again {
+	if !m.Again && !m.Early {
 		v.veil.Settled(m.PID, at)
 	}
 	return r, err
@@ -51,7 +52,7 @@ func (v *veiled) release(sp *pagestore.Space, m *unveilMsg) (err error) {
 			r    page.Range
 			mode uint64
 		}{{v.src.VeilFDs()[0], at, sys.UffdioRegisterModeWP}, {sp.FD(), shadow, sys.UffdioRegisterModeMissing}} {
-			if m.Shadows[i] == 0 && o.r == shadow {
+			if m.Shadows[i] == 0 && o.r == shadow || m.Early && o.r != shadow {
 				continue
 			}
 			var e error

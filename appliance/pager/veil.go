@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/fxamacker/cbor/v2"
 	"github.com/pageferry/pageferry/checkpoint/cgroup"
 	"github.com/pageferry/pageferry/fault"
 	"github.com/pageferry/pageferry/page"
@@ -38,10 +39,13 @@ func (s *server) newVeiled(src *pagestore.Source, pid, mem int, group string, vi
 	for i := range views {
 		ranges[i] = views[i].Range
 	}
-	var err error
+	saved, err := readVeil(s.cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
 	v.veil, err = fault.NewVeil(fault.VeilConfig{
 		Source: src, PID: pid, Views: page.NewSet(ranges...), Processes: v.processes, Locate: v.locate, Shows: v.shows, Invalidate: v.invalidate, Own: v.own, Blank: v.zero,
-		Freeze: v.group.BeginFreeze, Thaw: v.group.Thaw, Frozen: v.group.Frozen, Log: s.log,
+		Freeze: v.group.BeginFreeze, Thaw: v.group.Thaw, Frozen: v.group.Frozen, Save: s.saveVeil, Saved: saved, Log: s.log,
 	})
 	return v, err
 }
@@ -157,4 +161,34 @@ func (v *veiled) write(pid int, r page.Range, f func(mem int, at page.Addr) erro
 		failed = nil
 	}
 	return errors.Join(err, failed)
+}
+
+const veilName = "pager.veil"
+
+// saveVeil is fault.VeilConfig.Save. The directory is one that does not outlive this
+// host's running (tmpfs), nor need it.
+func (s *server) saveVeil(st fault.VeilState) error {
+	b, err := cbor.Marshal(st)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(s.cfg.Dir, veilName)
+	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
+		return fmt.Errorf("pager: %w", err)
+	}
+	return os.Rename(path+".new", path)
+}
+
+func readVeil(dir string) (st fault.VeilState, err error) {
+	b, err := os.ReadFile(filepath.Join(dir, veilName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return st, nil
+	}
+	if err == nil {
+		err = cbor.Unmarshal(b, &st)
+	}
+	if err != nil {
+		err = fmt.Errorf("pager: what is known of the program's memory: %w", err)
+	}
+	return st, err
 }
