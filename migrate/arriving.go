@@ -116,7 +116,7 @@ func (a *arriving) offered(o Offer, c *control) {
 	a.peerName, a.peerInc = a.rec.PeerName, a.rec.PeerIncarnation
 	a.progress.Started, a.progress.Comm = a.rec.Started, o.Comm
 	a.progress.Peer, a.progress.BytesMemory = c.hello.Host, o.MemoryBytes
-	a.progress.Mode, a.progress.Trap, a.progress.SourcePID = o.Mode, o.Trap, o.HostPID
+	a.progress.Mode, a.progress.Trap, a.progress.Keep, a.progress.SourcePID = o.Mode, o.Trap, o.Keep, o.HostPID
 }
 
 // owns reports whether c is from the host and the journal that it came from.

@@ -83,9 +83,24 @@ func (a *arriving) rebuild(ctx context.Context, c *control) error {
 // said is what a connection was told of the states that change by themselves.
 type said struct{ running, resident bool }
 
-// converse speaks with the source of an arrival that is ready or more, until
-// the connection or the migration ends.
+// converse is speak, and says what a process lacks that runs while nobody speaks.
 func (a *arriving) converse(ctx context.Context, c *control) error {
+	if a.State() == DestRunning {
+		a.tell("")
+	}
+	err := a.speak(ctx, c)
+	a.mu.Lock()
+	lone := a.state == DestRunning && a.conn == c
+	a.mu.Unlock()
+	if lone && err != nil && ctx.Err() == nil {
+		a.tell(clip(fmt.Sprintf("the source, %s, is away, and with it what has not arrived yet: %v", c.peer.Name, err), MaxReason))
+	}
+	return err
+}
+
+// speak speaks with the source of an arrival that is ready or more, until the
+// connection or the migration ends.
+func (a *arriving) speak(ctx context.Context, c *control) error {
 	tick := time.NewTicker(a.d.t.Progress)
 	defer tick.Stop()
 	var told said

@@ -132,7 +132,8 @@ type Arrival interface {
 	// Resident waits until the last page has arrived and nothing of the
 	// appliance is left in the process. It returns nil, too, once the process
 	// has ended by itself: it will want no more pages. ErrGone where it was
-	// lost. Any other error is tried again. Broken lanes are no error here.
+	// lost. Any other error is tried again. Broken lanes are no error here. Where
+	// Offer.Keep was said it waits for a person's release, too.
 	Resident(ctx context.Context) error
 	// Finish is called after Resident, once that is journalled: it removes the
 	// traces by which Adopt finds the arrival. Until then Adopt must succeed,

@@ -68,6 +68,11 @@ type Offer struct {
 	// executable. Where they are not, or other ones are, the destination can map them
 	// from the source, unless Trap is uffd.
 	MappedFiles []string `cbor:"27,keyasint,omitempty"`
+	// MappedBytes is how much it has mapped of each: memory where the file is not.
+	MappedBytes []uint64 `cbor:"28,keyasint,omitempty"`
+	// Keep asks the destination to keep the source's memory readable, and with it the
+	// source's copy, until a person there releases it: Arrival.Resident returns only then.
+	Keep bool `cbor:"29,keyasint,omitempty"`
 }
 
 // Refusal says that a host will not take a process, before anything was touched.

@@ -114,6 +114,7 @@ type Progress struct {
 	Role   Role
 	Mode   Mode   // set at the destination
 	Trap   string // of the offer
+	Keep   bool   // of the offer
 	State  string // of SourceState or DestState
 	Peer   string
 	Comm   string
