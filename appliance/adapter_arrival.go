@@ -37,6 +37,10 @@ type arrivalRecord struct {
 	Gone bool `json:"gone,omitempty"`
 	// Trap is how what has not arrived is trapped.
 	Trap string `json:"trap,omitempty"`
+	// Keep: what shows its memory stays when every page is here, until Unkeep.
+	Keep bool `json:"keep,omitempty"`
+	// Free: the pager has let go of its memory, and only shows the source's.
+	Free bool `json:"free,omitempty"`
 	// Lost: nobody kept its memory, and it was ended.
 	Lost bool `json:"lost"`
 }
@@ -58,11 +62,16 @@ type arrival struct {
 
 	skeleton *restore.Skeleton           // nil where it has ended by itself
 	image    atomic.Pointer[image.Image] // from Rebuild on
+	showing  showing                     // likewise
+	lacked   []int                       // files that it maps from there: known when Rebuild has looked
 
 	// revival is held by whoever puts another pager in the place of a dead one;
 	// taken before mu.
 	revival sync.Mutex
 	said    string // by the last that died; under revival
+
+	// unkept is closed when nothing is to be kept any more. Made with the arrival.
+	unkept chan struct{}
 
 	mu    sync.Mutex
 	pager *pager.Client // nil where none is needed any more
@@ -72,6 +81,7 @@ type arrival struct {
 	key     []byte
 	stats   pager.Stats // the last that was seen
 	done    bool        // aborted, or let go of
+	noShow  error       // why it is not shown
 }
 
 // headStart is how long a process that was just released has lanes and processors
@@ -137,12 +147,16 @@ func (a *arrival) Rebuild(ctx context.Context, st migrate.State, all bool) error
 		return err
 	}
 	defer shown() // whatever comes: nobody else knows how far it is
+	defer a.abandonFiles(ctx)()
 	if err := a.skeleton.RebuildWith(ctx, img, imageMemory(st.Memory), rest, trap{a, all}); err != nil {
-		return err
+		return a.lacks(err)
 	}
 	rebuilt := time.Now()
 	if all {
 		if err := a.retry(ctx, func(p *pager.Client) error { return p.WaitResident(ctx) }); err != nil {
+			return err
+		}
+		if err := a.hold(ctx, img); err != nil {
 			return err
 		}
 	}
@@ -169,7 +183,7 @@ type trap struct {
 func (a trap) Adopt(ctx context.Context, ad restore.Adoption) error {
 	defer ad.Close()
 	pa := pagerAdoption(ad)
-	pa.Group = a.skeleton.Cgroup()
+	pa.Group, pa.Shown = a.skeleton.Cgroup(), len(a.lacked) > 0
 	begin := time.Now()
 	err := a.current().Adopt(ctx, pa)
 	a.log.Debug("memory adopted", "regions", len(pa.Regions), "took", time.Since(begin))
@@ -204,7 +218,7 @@ func (a *arrival) Release(ctx context.Context) (int, error) {
 	}
 	a.mu.Unlock()
 	if a.lost() { // in this moment
-		return 0, errors.Join(errLost, a.skeleton.End(ctx))
+		return 0, errors.Join(errLost, a.end(ctx))
 	}
 	return pid, nil
 }
@@ -235,8 +249,17 @@ func (a *arrival) Resident(ctx context.Context) error {
 	if err := a.settle(ctx); err != nil {
 		return err
 	}
-	p = a.current()
-	st, serr := p.Stats(ctx)
+	if err := a.keep(ctx); err != nil {
+		return err
+	}
+	var st pager.Stats
+	serr := error(pager.ErrGone)
+	if p = a.current(); p != nil {
+		st, serr = p.Stats(ctx)
+	}
+	if serr == nil && st.FilesLost && !a.gone() {
+		a.filesGone(errors.New("the process, or what it has forked, was refused pages of them"))
+	}
 	a.mu.Lock()
 	if serr == nil && !a.record.Gone {
 		a.stats = st
@@ -264,6 +287,7 @@ func (a *arrival) Finish(ctx context.Context) error {
 	a.host.forget(a.id)
 	sweep(a.log)
 	a.clearGroups(ctx)
+	a.keepNothing()
 	return os.RemoveAll(a.dir)
 }
 
@@ -275,7 +299,7 @@ func (a *arrival) Abort(ctx context.Context) error {
 	// First the process, also one that runs (migrate says when): without its
 	// pager it would read zeros.
 	if a.skeleton != nil {
-		if err := a.skeleton.End(ctx); err != nil {
+		if err := a.end(ctx); err != nil {
 			return err
 		}
 	}

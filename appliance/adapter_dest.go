@@ -72,8 +72,11 @@ func (h *host) trap(o migrate.Offer) string {
 func (h *host) Prepare(ctx context.Context, peer transport.Peer, id transport.MigrationID, o migrate.Offer) (_ migrate.Arrival, err error) {
 	a := &arrival{
 		id: id, host: h, dir: h.dir(id), log: h.log.With("migration", id), all: o.Mode.Whole(),
-		record: arrivalRecord{Epoch: 1, PlainPages: o.PlainPages, Lanes: max(1, o.Lanes), Trap: h.trap(o)},
-		key:    newLaneKey(),
+		record: arrivalRecord{Epoch: 1, PlainPages: o.PlainPages, Lanes: max(1, o.Lanes), Trap: h.trap(o), Keep: o.Keep},
+		key:    newLaneKey(), unkept: make(chan struct{}),
+	}
+	if o.Keep && a.record.Trap == TrapUFFD {
+		return nil, &migrate.Refusal{Reasons: []string{fmt.Sprintf("its memory is to be kept readable, and this host cannot show it: %v", h.noFUSE)}}
 	}
 	if err := os.MkdirAll(h.opts.RunDir, 0o700); err != nil {
 		return nil, err
@@ -96,9 +99,11 @@ func (h *host) Prepare(ctx context.Context, peer transport.Peer, id transport.Mi
 		ID: id.String(), PIDNamespace: o.PIDNamespace, PID: o.PID, PGID: o.PGID, SID: o.SID,
 		Monotonic: o.Monotonic, Boottime: o.Boottime, ClocksAt: o.Heard, Addresses: o.Addresses, Log: a.log, KillPoint: h.kill,
 	}
-	if a.record.Trap == TrapFUSE { // what asks for it is refused yet: see ARCHITECTURE
+	if a.record.Trap != TrapUFFD {
+		cfg.FileAt, cfg.Exe = a.fileAt, a.exe
+	}
+	if a.record.Trap == TrapFUSE {
 		cfg.Image = fusemem.ImagePath(h.showDir(id))
-		cfg.FileAt, cfg.Exe = func(i int) string { return fusemem.FilePath(h.showDir(id), i) }, a.exe
 	}
 	if a.skeleton, err = restore.Prepare(ctx, cfg); err != nil {
 		return nil, err
@@ -119,7 +124,7 @@ func (h *host) Prepare(ctx context.Context, peer transport.Peer, id transport.Mi
 // Adopt takes up what an earlier daemon left: the frozen or running process by
 // its cgroup, the pager by its socket or, where it died too, by its keeper.
 func (h *host) Adopt(ctx context.Context, id transport.MigrationID) (migrate.Arrival, error) {
-	a := &arrival{id: id, host: h, dir: h.dir(id), log: h.log.With("migration", id), key: newLaneKey()}
+	a := &arrival{id: id, host: h, dir: h.dir(id), log: h.log.With("migration", id), key: newLaneKey(), unkept: make(chan struct{})}
 	b, err := os.ReadFile(filepath.Join(a.dir, "arrival.json"))
 	if errors.Is(err, os.ErrNotExist) {
 		// Prepare had hardly begun, or Finish hardly not ended.

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/pageferry/pageferry/checkpoint"
+	"github.com/pageferry/pageferry/checkpoint/image"
 	"github.com/pageferry/pageferry/dirty"
 	"github.com/pageferry/pageferry/internal/testutil"
 	"github.com/pageferry/pageferry/page"
@@ -55,4 +57,14 @@ func TestFilesAreNotTracked(t *testing.T) {
 		t.Error("a file that there is not was read")
 	}
 	p.tracker = nil
+}
+
+// TestExecutableIsBounded: a size that the source says is not believed.
+func TestExecutableIsBounded(t *testing.T) {
+	a := &arrival{}
+	a.image.Store(&image.Image{MappedFiles: []image.MappedFile{{Path: "/bin/x", File: image.FileID{Size: 1 << 62}}}})
+	f, err := a.exe(t.Context(), 0) // it would ask a pager that there is not
+	if err == nil || f != nil || !strings.Contains(err.Error(), "are free here") {
+		t.Errorf("%v, %v", f, err)
+	}
 }

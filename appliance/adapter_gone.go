@@ -57,6 +57,16 @@ func (a *arrival) sourceGone(why error) {
 	}
 }
 
+// filesGone notes that the source's copy has ended before its files were settled: what is
+// mapped of them and not in the page cache raises SIGBUS.
+func (a *arrival) filesGone(why error) {
+	a.mu.Lock()
+	a.record.Gone = true
+	err := a.saveRecord()
+	a.mu.Unlock()
+	a.log.Error("the source's copy has ended; files that it has mapped are lost in part", "why", why, "err", err)
+}
+
 // drained waits until every lane has ended, and with it brought what was on its
 // way, and returns what there is then.
 func (a *arrival) drained(ctx context.Context) (st pager.Stats, err error) {
@@ -89,7 +99,7 @@ func (a *arrival) endPoisoned(ctx context.Context, why error) error {
 		return why
 	}
 	if a.skeleton != nil {
-		if err := a.skeleton.End(ctx); err != nil {
+		if err := a.end(ctx); err != nil {
 			return errors.Join(why, err)
 		}
 	}
@@ -120,5 +130,5 @@ func (a *arrival) sound() error {
 	if n := a.stats.PagesTotal - a.stats.PagesResident; n != 0 {
 		return fmt.Errorf("%w: %d of %d pages are missing, and touching one of them raises SIGBUS", errSourceGone, n, a.stats.PagesTotal)
 	}
-	return fmt.Errorf("%w: touching one that is missing raises SIGBUS", errSourceGone)
+	return fmt.Errorf("%w: touching one that is missing, of a file that was mapped, raises SIGBUS", errSourceGone)
 }

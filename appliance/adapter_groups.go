@@ -54,7 +54,8 @@ func (a *arrival) makePagerGroups() error {
 	return nil
 }
 
-// removePagerGroups removes them when both have ended.
+// removePagerGroups removes them when both have ended. What is left there is the keeper
+// of a pager that was killed before it could say which that is.
 func removePagerGroups(ctx context.Context, id transport.MigrationID) error {
 	ctx, cancel := context.WithTimeout(ctx, groupLimit)
 	defer cancel()
@@ -63,7 +64,9 @@ func removePagerGroups(ctx context.Context, id transport.MigrationID) error {
 		return nil // there are none
 	}
 	for _, d := range []string{filepath.Join(dir, "pager"), filepath.Join(dir, "keeper"), dir} {
-		err = errors.Join(err, cgroup.At(d).Remove(ctx))
+		if g := cgroup.At(d); g.Exists() {
+			err = errors.Join(err, g.Kill(), g.Remove(ctx))
+		}
 	}
 	_ = unix.Rmdir(top) // not while there are others
 	return err

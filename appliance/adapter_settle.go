@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -25,17 +26,27 @@ type settling struct {
 	ino   uint64 // of the image
 	show  pager.Show
 	views []pager.View
+	paths map[pathKey]string // where this host has the files, "" for nowhere
+	files blocks
+	lost  error // the source has ended before all of them were read
 }
+
+// aheadLimit is how long what a process writes is copied ahead of its settling: one that
+// writes faster than that goes gets it piece by piece.
+const aheadLimit = 3 * time.Second
+
+var errAhead = errors.New("the process writes faster than it can be copied")
 
 // settlePeriod is how long the process is left alone where nothing could be settled.
 const settlePeriod = 20 * time.Millisecond
 
 // settle returns when nothing is left of them. What is still missing it waits for.
 func (a *arrival) settle(ctx context.Context) error {
-	if a.skeleton == nil || a.record.Trap != TrapFUSE {
+	if a.skeleton == nil || a.record.Trap == TrapUFFD {
 		return nil
 	}
-	s := &settling{arrival: a}
+	s := &settling{arrival: a, paths: map[pathKey]string{}}
+	s.files.fetch = s.read
 	err := a.retry(ctx, func(p *pager.Client) (err error) {
 		s.dev, s.ino, s.show, s.views, err = p.Shown(ctx)
 		return err
@@ -43,8 +54,12 @@ func (a *arrival) settle(ctx context.Context) error {
 	if err != nil || s.dev == 0 {
 		return err
 	}
-	for tries := 0; ; tries++ {
+	for !a.gone() {
 		left, err := s.round(ctx)
+		if s.lost != nil {
+			a.filesGone(s.lost)
+			return nil
+		}
 		if err != nil || !left {
 			return err
 		}
@@ -54,6 +69,7 @@ func (a *arrival) settle(ctx context.Context) error {
 		case <-time.After(settlePeriod):
 		}
 	}
+	return nil
 }
 
 // round settles what can be now, and reports whether something is left.
@@ -67,8 +83,12 @@ func (s *settling) round(ctx context.Context) (left bool, err error) {
 		return false, err
 	}
 	s.log.Debug("to be settled", "processes", pids, "of", all, "device", s.dev)
+	// What others see of the image comes from the shadows of the process that arrived.
+	if i := slices.Index(pids, s.record.PID); i >= 0 {
+		pids = append(slices.Delete(pids, i, i+1), s.record.PID)
+	}
 	for _, pid := range pids {
-		if err := s.one(ctx, pid); err != nil && !errors.Is(err, checkpoint.ErrNoProcess) &&
+		if err := s.one(ctx, pid); err != nil && !errors.Is(err, checkpoint.ErrNoProcess) && !errors.Is(err, errSeen) &&
 			!errors.Is(err, checkpoint.ErrZombie) && !errors.Is(err, proc.ErrGone) {
 			return true, err
 		}
@@ -83,23 +103,82 @@ func (s *settling) one(ctx context.Context, pid int) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, ss.Close()) }()
+	told, began := false, time.Now()
 	t, err := checkpoint.NewSettler(ss, checkpoint.SettleConfig{
 		Dev: s.dev, Log: s.log,
 		Backing: func(m proc.Mapping) checkpoint.Backing { return s.backing(ctx, pid, m) },
 		Stopped: func(ctx context.Context, parts []checkpoint.SettlePart) (page.Set, error) {
+			if told = false; pid == s.record.PID {
+				if err := s.alone(pid); err != nil {
+					return page.Set{}, err
+				}
+			}
+			told = true
 			return s.unveil(ctx, pid, parts)
 		},
-		Kept: func(parts []checkpoint.SettlePart) { s.reveil(ctx, pid, parts) },
+		Kept: func(parts []checkpoint.SettlePart) {
+			if told {
+				s.reveil(ctx, pid, parts)
+			}
+		},
+		Early: func(ctx context.Context, parts []checkpoint.SettlePart) error {
+			if time.Since(began) > aheadLimit {
+				return errAhead
+			}
+			return s.overwrite(ctx, pid, parts)
+		},
 	})
 	if err != nil {
 		return err
 	}
 	rep, err := t.Settle(ctx, nil)
 	s.log.Debug("settled", "pid", pid, "report", rep.String(), "err", err)
-	for _, k := range rep.Skipped {
-		s.log.Warn("a mapping cannot be settled", "pid", pid, "mapping", k.Range, "file", k.Name, "why", k.Why)
+	if err == nil && len(rep.Skipped) > 0 && rep.Settled == 0 && rep.Later == 0 {
+		// It depends on us until that helps, and on the source: people are to know.
+		k := rep.Skipped[0]
+		err = fmt.Errorf("%d mappings of process %d are still files of the source: mapping %v of %s: %w", len(rep.Skipped), pid, k.Range, k.Name, k.Why)
+	}
+	if left, e := t.Left(); err == nil && e == nil && len(left) == 0 {
+		err = t.Release(ctx, s.shadows())
 	}
 	return errors.Join(err, t.Close())
+}
+
+// shadows are those of all views: where they have moved away, their places are mapped.
+func (s *settling) shadows() (out []page.Range) {
+	for _, v := range s.views {
+		out = append(out, page.Range{Start: v.Shadow, End: v.Shadow + page.Addr(v.Range.Bytes())})
+	}
+	return out
+}
+
+// errSeen says that others still see the image.
+var errSeen = errors.New("another process, which has to be settled first, sees the memory that it arrived with")
+
+// alone fails with errSeen where others than process pid, which stands still, see the
+// image: pages that they have not changed they have from its shadows. A child that it
+// makes later sees no more of the image than it does itself.
+func (s *settling) alone(pid int) error {
+	all, err := s.processes()
+	if err != nil {
+		return err
+	}
+	others := slices.DeleteFunc(all, func(p int) bool { return p == pid })
+	if len(others) == 0 {
+		return nil
+	}
+	if others, err = checkpoint.MappedBy(s.dev, others); err == nil && len(others) > 0 {
+		err = fmt.Errorf("%w (%v)", errSeen, others)
+	}
+	return err
+}
+
+// overwrite is checkpoint.SettleConfig.Early.
+func (s *settling) overwrite(ctx context.Context, pid int, parts []checkpoint.SettlePart) error {
+	if err := s.alone(pid); err != nil {
+		return err
+	}
+	return s.retry(ctx, func(p *pager.Client) error { return p.Overwrite(ctx, pid, s.parts(parts)) })
 }
 
 // processes are all in the process's cgroup, and below it.
@@ -127,9 +206,12 @@ func (s *settling) processes() (pids []int, err error) {
 // backing is checkpoint.SettleConfig.Backing.
 func (s *settling) backing(ctx context.Context, pid int, m proc.Mapping) checkpoint.Backing {
 	if file, ok := s.file(m); ok {
-		return checkpoint.Backing{Read: func(ctx context.Context, offset uint64, buf []byte) error {
-			return s.retry(ctx, func(p *pager.Client) error { return p.Read(ctx, file, int64(offset), buf) })
-		}}
+		return checkpoint.Backing{
+			Path: s.path(ctx, pid, file),
+			Read: func(ctx context.Context, offset uint64, buf []byte) error {
+				return s.files.read(ctx, file, int64(offset), buf)
+			},
+		}
 	}
 	src := page.Range{Start: page.Addr(m.Offset), End: page.Addr(m.Offset + m.Bytes())}
 	v, rel, ok := pager.FindView(s.views, src.Start)

@@ -56,7 +56,8 @@ func (a *arrival) revive(ctx context.Context, dead *pager.Client) error {
 	a.revival.Lock()
 	defer a.revival.Unlock()
 	a.mu.Lock()
-	over, done, resident, lost := a.pager != dead, a.done, a.record.Resident, a.record.Lost
+	over, done, lost := a.pager != dead, a.done, a.record.Lost
+	resident := a.record.Resident || a.record.Free
 	a.mu.Unlock()
 	switch {
 	case done:
@@ -88,6 +89,9 @@ func (a *arrival) revive(ctx context.Context, dead *pager.Client) error {
 	a.mu.Unlock()
 	switch {
 	case p == nil:
+		if err := a.unkeep(); err != nil { // nobody is left who could show anything
+			return err
+		}
 	case done: // meanwhile
 		return errors.Join(errEnded, p.Close())
 	default:
@@ -109,7 +113,7 @@ func (a *arrival) lose(ctx context.Context, why error) error {
 	a.mu.Unlock()
 	a.log.Error("the process is ended: what was missing is lost", "err", why)
 	if released {
-		err = errors.Join(err, a.skeleton.End(ctx))
+		err = errors.Join(err, a.end(ctx))
 	}
 	return errors.Join(errLost, why, err)
 }

@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
@@ -32,8 +33,9 @@ type admission struct {
 	hasAddress func(netip.Addr) bool
 	portFree   func(network string, a netip.AddrPort) error
 	stat       func(path string) (os.FileInfo, error)
-	// mapsFiles: what is only mapped privately can be had from the source.
-	mapsFiles bool
+	// mapsFiles: what is only mapped privately can be had from the source; keepsFiles:
+	// and is kept on the disk then.
+	mapsFiles, keepsFiles bool
 }
 
 func newAdmission(facts HostFacts, c Config) *admission {
@@ -46,6 +48,8 @@ func newAdmission(facts HostFacts, c Config) *admission {
 		hasAddress: hostHasAddress,
 		portFree:   portFree,
 		stat:       os.Stat,
+		mapsFiles:  slices.Contains(facts.Abilities, abilityFUSE),
+		keepsFiles: c.FilesDir != "",
 	}
 }
 
@@ -87,7 +91,13 @@ func (a *admission) check(o migrate.Offer) error {
 		no("page lanes are %s there and %s here; page_lanes must be the same in both configurations",
 			laneWord(o.PlainPages), laneWord(a.plain))
 	}
-	if !slices.Contains([]string{"", TrapAuto, TrapUFFD}, o.Trap) {
+	switch o.Trap {
+	case "", TrapAuto, TrapUFFD:
+	case TrapFUSE:
+		if !slices.Contains(a.facts.Abilities, abilityFUSE) {
+			no("trap fuse is not possible here: %s", cmp.Or(a.facts.Missing[abilityFUSE], "this host lacks fuse"))
+		}
+	default:
 		no("trap %q is not known here", o.Trap)
 	}
 	a.checkMemory(o, no)
@@ -122,11 +132,33 @@ func (a *admission) checkMemory(o migrate.Offer, no func(string, ...any)) {
 		return
 	}
 	keep := uint64(a.limits.MemoryReserve) + a.claimed()
-	need := o.MemoryBytes + arrivalOverhead
-	if free < keep || free-keep < need {
-		no("it needs %s of memory, %s are free here, of which %s are reserved",
-			mib(need), mib(free), mib(keep))
+	files := a.lackingBytes(o)
+	need := o.MemoryBytes + arrivalOverhead + files
+	if free < keep || free-keep < o.MemoryBytes || free-keep < need {
+		what := ""
+		if files > 0 {
+			what = fmt.Sprintf(", %s of that for files that are not here", mib(files))
+		}
+		no("it needs %s of memory%s, %s are free here, of which %s are reserved",
+			mib(need), what, mib(free), mib(keep))
 	}
+}
+
+// lackingBytes is how much memory o takes for files that are not here: in the end, they
+// are memory of the process.
+func (a *admission) lackingBytes(o migrate.Offer) (n uint64) {
+	if !a.mapsFiles || a.keepsFiles || o.Trap == TrapUFFD {
+		return 0
+	}
+	for i, bytes := range o.MappedBytes {
+		if i == len(o.MappedFiles) {
+			break
+		}
+		if _, err := a.stat(o.MappedFiles[i]); err != nil {
+			n += min(bytes, 1<<48) // it may be any number
+		}
+	}
+	return n
 }
 
 func mib(bytes uint64) string {
@@ -156,16 +188,30 @@ func (a *admission) checkListeners(o migrate.Offer, no func(string, ...any)) {
 }
 
 func (a *admission) checkFiles(o migrate.Offer, no func(string, ...any)) {
-	files := o.Files
-	if !a.mapsFiles || o.Trap == TrapUFFD {
-		files = slices.Concat(files, o.MappedFiles)
-	}
-	for _, f := range files {
+	for _, f := range o.Files {
 		switch fi, err := a.stat(f); {
 		case err != nil:
 			no("it has %s open or mapped, which is not here: %v", f, pathCause(err))
 		case fi.IsDir():
 			no("it has the file %s, which is a directory here", f)
+		}
+	}
+	var how string // it could be taken along
+	switch {
+	case !a.mapsFiles:
+		how = "; it would come along if this host had FUSE: " + cmp.Or(a.facts.Missing[abilityFUSE], "which is not known")
+	case o.Trap == TrapUFFD:
+		how = "; --trap auto takes it along"
+	}
+	for _, f := range o.MappedFiles {
+		if how == "" {
+			break
+		}
+		switch fi, err := a.stat(f); {
+		case err != nil:
+			no("it has mapped or executes %s, which is not here: %v%s", f, pathCause(err), how)
+		case !fi.Mode().IsRegular():
+			no("it has mapped or executes the file %s, which is a directory or a device here%s", f, how)
 		}
 	}
 	for _, d := range o.Directories {

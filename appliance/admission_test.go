@@ -18,7 +18,7 @@ import (
 func testAdmission() (*admission, migrate.Offer) {
 	a := newAdmission(HostFacts{Machine: "x86_64", PageSize: 4096, XFeatures: 0xe7, XSize: 2696,
 		Abilities: []string{"userfaultfd", "pidfd-getfd", "cgroup-freezer"},
-		Missing:   map[string]string{"time-namespace": "needs CONFIG_TIME_NS"}}, Config{Limits: Limits{Incoming: 2, MemoryReserve: 1 << 30}})
+		Missing:   map[string]string{"time-namespace": "needs CONFIG_TIME_NS", "fuse": "no module"}}, Config{Limits: Limits{Incoming: 2, MemoryReserve: 1 << 30}})
 	a.memory = func() (uint64, error) { return 4 << 30, nil }
 	a.pidBusy = func(pid int) bool { return pid == 77 }
 	a.hasAddress = func(ip netip.Addr) bool { return ip == netip.MustParseAddr("10.0.0.1") }
@@ -58,7 +58,7 @@ func TestAdmissionNamesEachReason(t *testing.T) {
 		{"nonsense", func(o *migrate.Offer) { o.Listeners = []string{"tcp"} }, "not understood"},
 		{"file", func(o *migrate.Offer) { o.Files = []string{"/no/such/file"} }, "/no/such/file"},
 		{"file is a directory", func(o *migrate.Offer) { o.Files = []string{"/"} }, "directory here"},
-		{"mapped file", func(o *migrate.Offer) { o.MappedFiles = []string{"/no/such/library"} }, "/no/such/library"},
+		{"mapped file", func(o *migrate.Offer) { o.MappedFiles = []string{"/no/such/library"} }, "had FUSE: no module"},
 		{"directory", func(o *migrate.Offer) { o.Directories = []string{"/dev/null"} }, "no directory here"},
 		{"pid", func(o *migrate.Offer) { o.PIDNamespace, o.PID = "host", 77 }, "77 is taken"},
 		{"pidns", func(o *migrate.Offer) { o.PIDNamespace = "x" }, `"x"`},
@@ -79,8 +79,21 @@ func TestAdmissionNamesEachReason(t *testing.T) {
 	if err := a.check(lacking); err != nil {
 		t.Errorf("refused over a file that the source can give: %v", err)
 	}
-	lacking.Trap = "uffd"
-	if err := a.check(lacking); err == nil || !strings.Contains(err.Error(), "/no/such/library") {
+	lacking.MappedBytes = []uint64{3 << 30, 1 << 60}
+	if err := a.check(lacking); err == nil || !strings.Contains(err.Error(), "3.0 GiB of that for files") {
+		t.Errorf("files that are not here, and no memory for them: %v", err)
+	}
+	lacking.MappedFiles[0] = "/proc/self/exe"
+	if err := a.check(lacking); err != nil {
+		t.Errorf("refused for the size of a file that is here: %v", err)
+	}
+	lacking.MappedFiles[0], a.keepsFiles = "/no/such/library", true
+	if err := a.check(lacking); err != nil {
+		t.Errorf("refused for the size of a file that is kept on the disk: %v", err)
+	}
+	a.keepsFiles = false
+	lacking.MappedBytes, lacking.Trap = nil, "uffd"
+	if err := a.check(lacking); err == nil || !strings.Contains(err.Error(), "/no/such/library") || !strings.Contains(err.Error(), "--trap auto") {
 		t.Errorf("a file that is missing, and is not to be had from the source: %v", err)
 	}
 	a.mapsFiles = false

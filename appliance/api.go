@@ -28,6 +28,9 @@ import (
 //	GET  /v1/migrations/{id}           Report; the beginning of an id is enough
 //	GET  /v1/migrations/{id}/events    Report as one JSON line per change, until it is finished
 //	POST /v1/migrations/{id}/cancel    Report
+//	POST /v1/migrations/{id}/resolve   ResolveRequest -> Report
+//	GET  /v1/migrations/{id}/memory    Memory
+//	POST /v1/migrations/{id}/release   Report
 //
 // An error is an APIError with a status other than 2xx.
 
@@ -56,6 +59,9 @@ type MigrateRequest struct {
 	MaxBandwidth string `json:"max_bandwidth,omitempty"`
 	// Compress is auto (what gets across sooner), lz4 or none.
 	Compress string `json:"compress,omitempty"`
+	// Shown is drop or keep: whether the memory can be read at the destination for
+	// as long as pages are missing, or until it is released there (ShownKeep).
+	Shown string `json:"shown,omitempty"`
 	// Lanes is how many connections carry background pages, 1 to 16.
 	Lanes  int  `json:"lanes,omitempty"`
 	DryRun bool `json:"dry_run,omitempty"`
@@ -152,6 +158,12 @@ func (a *api) handler() http.Handler {
 	mux.HandleFunc("GET /v1/migrations/{id}/events", a.events)
 	mux.HandleFunc("POST /v1/migrations/{id}/cancel", a.cancel)
 	mux.HandleFunc("POST /v1/migrations/{id}/resolve", a.resolve)
+	mux.HandleFunc("GET /v1/migrations/{id}/memory", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, r, a.d.Memory)
+	})
+	mux.HandleFunc("POST /v1/migrations/{id}/release", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, r, a.d.Release)
+	})
 	return authorised(mux)
 }
 
@@ -262,6 +274,16 @@ func (a *api) events(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// answer replies with what f says of the migration that r names.
+func answer[T any](w http.ResponseWriter, r *http.Request, f func(ctx context.Context, id string) (T, error)) {
+	body, err := f(r.Context(), r.PathValue("id"))
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	reply(w, http.StatusOK, body)
+}
+
 func reply(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
@@ -278,7 +300,7 @@ func fail(w http.ResponseWriter, err error) {
 		e.Kind, status = KindUsage, http.StatusBadRequest
 	case errors.As(err, &refusal):
 		e.Kind, e.Reasons, status = KindRefused, refusal.Reasons, http.StatusConflict
-	case errors.Is(err, ErrBusy), errors.Is(err, migrate.ErrCommitted):
+	case errors.Is(err, ErrBusy), errors.Is(err, ErrNotShown), errors.Is(err, migrate.ErrCommitted):
 		e.Kind, e.Reasons, status = KindRefused, []string{err.Error()}, http.StatusConflict
 	case errors.Is(err, ErrUnknown):
 		e.Kind, status = KindUnknown, http.StatusNotFound

@@ -14,9 +14,14 @@ func CheckMode(s string) error {
 	return checkChoice("mode", s, []string{"auto", "hybrid", "precopy", "postcopy", "stop"}, nil)
 }
 
-// CheckTrap accepts "", auto and uffd.
+// CheckTrap accepts "", auto, uffd and fuse.
 func CheckTrap(s string) error {
-	return checkChoice("trap", s, []string{TrapAuto, TrapUFFD}, []string{TrapFUSE})
+	return checkChoice("trap", s, []string{TrapAuto, TrapUFFD, TrapFUSE}, nil)
+}
+
+// CheckShown accepts "", drop and keep.
+func CheckShown(s string) error {
+	return checkChoice("shown", s, []string{ShownDrop, ShownKeep}, nil)
 }
 
 // CheckTransport accepts "", auto and tcp.

@@ -106,6 +106,18 @@ func (c *Client) Show(ctx context.Context, id string) (Report, error) {
 	return r, c.call(ctx, http.MethodGet, "/migrations/"+url.PathEscape(id), nil, &r)
 }
 
+// Memory says where the memory of a migration that arrives here can be read.
+func (c *Client) Memory(ctx context.Context, id string) (Memory, error) {
+	var m Memory
+	return m, c.call(ctx, http.MethodGet, "/migrations/"+url.PathEscape(id)+"/memory", nil, &m)
+}
+
+// Release lets go of memory that is kept readable, and with it of the source's copy.
+func (c *Client) Release(ctx context.Context, id string) (Report, error) {
+	var r Report
+	return r, c.call(ctx, http.MethodPost, "/migrations/"+url.PathEscape(id)+"/release", nil, &r)
+}
+
 // Cancel asks for the end of a migration that has not switched over.
 func (c *Client) Cancel(ctx context.Context, id string) (Report, error) {
 	var r Report

@@ -40,6 +40,12 @@ type Config struct {
 	StateDir string `yaml:"state_dir"`
 	// RunDir holds sockets and what need not survive. Default /run/pageferry.
 	RunDir string `yaml:"run_dir"`
+	// FilesDir is where files are kept that an arriving process has mapped and this host
+	// lacks: it then maps the copy, which those of one user share and the kernel can drop
+	// and read again. Nobody removes them. Processes must be able to reach the directory,
+	// and have private memory instead where they cannot. Default: no copies, private
+	// memory.
+	FilesDir string `yaml:"files_dir"`
 	// Socket is the API's. Default api.sock in RunDir.
 	Socket string `yaml:"socket"`
 	// BulkLanes is how many connections carry the background pages of a migration
@@ -79,6 +85,8 @@ type Defaults struct {
 	TCP          string `yaml:"tcp"`            // refuse (default) or close
 	PIDNS        string `yaml:"pidns"`          // auto (default), host or new
 	OnSourceExit string `yaml:"on_source_exit"` // kill (default), exit0 or stop-unit
+	// Shown is drop (default) or keep: see ShownKeep.
+	Shown string `yaml:"shown"`
 	// MaxBandwidth limits the page lanes of each migration, as in 10Gbit or
 	// 500MiB per second; none is the default.
 	MaxBandwidth string `yaml:"max_bandwidth"`
@@ -112,6 +120,7 @@ func (c Config) WithDefaults(hostname string) Config {
 	set(&c.Defaults.TCP, "refuse")
 	set(&c.Defaults.PIDNS, "auto")
 	set(&c.Defaults.OnSourceExit, "kill")
+	set(&c.Defaults.Shown, ShownDrop)
 	set(&c.LogLevel, "info")
 	set(&c.Idle, "poll")
 	if c.BulkLanes == 0 {
@@ -175,7 +184,7 @@ func (c *Config) Validate() error {
 		return bad("page_lanes", "tls needs keys, and insecure has none")
 	}
 	for _, f := range []struct{ field, path string }{
-		{"state_dir", c.StateDir}, {"run_dir", c.RunDir}, {"socket", c.Socket},
+		{"state_dir", c.StateDir}, {"run_dir", c.RunDir}, {"socket", c.Socket}, {"files_dir", c.FilesDir},
 	} {
 		if f.path != "" && !filepath.IsAbs(f.path) {
 			return bad(f.field, "%q is not an absolute path", f.path)
@@ -213,6 +222,7 @@ func (c *Config) Validate() error {
 		oneOf("defaults.tcp", c.Defaults.TCP, "refuse", "close"),
 		oneOf("defaults.pidns", c.Defaults.PIDNS, "auto", "host", "new"),
 		oneOf("defaults.on_source_exit", c.Defaults.OnSourceExit, "kill", "exit0", "stop-unit"),
+		oneOf("defaults.shown", c.Defaults.Shown, ShownDrop, ShownKeep),
 		oneOf("log_level", c.LogLevel, "debug", "info", "warn", "error"),
 	} {
 		if e != nil {

@@ -55,6 +55,9 @@ type links interface {
 	// resolve carries out a person's decision about a migration, of which rep is
 	// the last that was heard.
 	resolve(ctx context.Context, id transport.MigrationID, rep Report, owner string) error
+	// shown and unkeep are Host's, of what arrives here.
+	shown(ctx context.Context, id transport.MigrationID) (Memory, error)
+	unkeep(id transport.MigrationID) error
 	// close comes last, when nothing of all this runs any more.
 	close() error
 }
@@ -226,7 +229,7 @@ func (d *Daemon) Migrate(req MigrateRequest) (Report, error) {
 	m := newMigration(opts.Migration, RoleSource, Report{
 		Mode: opts.modeText(), Engine: "native", Trap: cmp.Or(opts.Trap, TrapAuto), Transport: "tcp",
 		SourcePID: req.PID, State: "checking", Peer: req.To, Started: time.Now(),
-		MaxBandwidth: opts.MaxBandwidth, Lanes: opts.BulkLanes,
+		MaxBandwidth: opts.MaxBandwidth, Lanes: opts.BulkLanes, Kept: opts.Keep,
 	})
 	if err := d.registry.add(m); err != nil {
 		return Report{}, err

@@ -82,6 +82,13 @@ type Host interface {
 	// migration that lane names. It takes ownership of conn, also when it
 	// fails.
 	Lane(lane transport.LaneID, conn *os.File) error
+	// Shown says in which directory the memory of an arriving migration can be read,
+	// how much of it is here, and whether it is kept when all of it is; ID and those
+	// that it does not know are left out. It touches nothing of what is shown. The
+	// error, an ErrNotShown, says why there is no such directory.
+	Shown(ctx context.Context, id transport.MigrationID) (Memory, error)
+	// Unkeep ends the keeping: what is shown goes with the last page.
+	Unkeep(id transport.MigrationID) error
 	// Close lets go of handles; pagers and processes live on.
 	Close() error
 }
@@ -92,6 +99,7 @@ type SourceOptions struct {
 	Mode      migrate.Mode      // "": postcopy
 	Auto      bool              // the model decides whether there are rounds; Mode is hybrid
 	Trap      string            // "" or "auto", "uffd"
+	Keep      bool              // ShownKeep
 	TCP       string            // "" or "refuse"; "close" closes established connections at the switch
 	Addresses map[string]string // address here -> address there, for listeners
 	// PIDNamespace is "auto", "host" or "new"; "" is auto.
@@ -132,6 +140,7 @@ type LaneOptions struct {
 type HostOptions struct {
 	StateDir string // survives a reboot: journals, event logs
 	RunDir   string // does not: sockets of the pagers
+	FilesDir string // copies of files that this host lacks; empty: none are kept
 	// Pager is the command that runs a pager; its first word is a path.
 	Pager       []string
 	TLS         *TLSFiles // nil: page lanes are plain

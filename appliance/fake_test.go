@@ -108,7 +108,7 @@ func (e *fakeEngine) NewSourceProcess(pid int, opts SourceOptions) (migrate.Proc
 	}
 	o := migrate.Offer{Mode: opts.Mode, HostPID: pid, PID: pid, Comm: "fake", Threads: 3, MemoryBytes: fakeMemory,
 		PageSize: page.Size, Machine: f.Machine, XFeatures: f.XFeatures, XSize: f.XSize, Kernel: f.Kernel,
-		PIDNamespace: opts.PIDNamespace, PlainPages: opts.PlainPages, Lanes: opts.BulkLanes, Trap: opts.Trap}
+		PIDNamespace: opts.PIDNamespace, PlainPages: opts.PlainPages, Lanes: opts.BulkLanes, Trap: opts.Trap, Keep: opts.Keep}
 	if e.did("offer-too-much") {
 		o.MemoryBytes = 1 << 50
 	}
@@ -199,7 +199,13 @@ func (h *fakeHost) Adopt(_ context.Context, id transport.MigrationID) (migrate.A
 	return &fakeArrival{e: h.e, id: id}, nil
 }
 func (h *fakeHost) Lane(_ transport.LaneID, conn *os.File) error { return conn.Close() }
-func (h *fakeHost) Close() error                                 { return nil }
+func (h *fakeHost) Shown(context.Context, transport.MigrationID) (Memory, error) {
+	return Memory{Dir: "/shown", Kept: true, PagesTotal: 1000, PagesResident: 7}, nil
+}
+func (h *fakeHost) Unkeep(transport.MigrationID) error {
+	return h.e.step(context.Background(), "unkeep")
+}
+func (h *fakeHost) Close() error { return nil }
 
 type fakeArrival struct {
 	e  *fakeEngine

@@ -56,7 +56,7 @@ func (h *handover) open(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("daemon: %w", err)
 	}
-	hostOpts := HostOptions{StateDir: c.StateDir, RunDir: filepath.Join(c.RunDir, "arrivals"), Pager: []string{exe, "pager"},
+	hostOpts := HostOptions{StateDir: c.StateDir, RunDir: filepath.Join(c.RunDir, "arrivals"), FilesDir: c.FilesDir, Pager: []string{exe, "pager"},
 		WindowBytes: int64(c.Window), IdleSleep: c.Idle == "sleep", Logger: d.log}
 	if c.PageLanes == "tls" {
 		hostOpts.TLS = c.TLS
@@ -101,7 +101,7 @@ func (h *handover) recoverSources(_ context.Context) error {
 		m := newMigration(rec.Migration, RoleSource, Report{
 			Mode: string(rec.Mode), Engine: "native", Trap: cmp.Or(as.Trap, TrapAuto), Transport: "tcp",
 			SourcePID: rec.SourcePID, State: rec.State, Peer: rec.PeerAddress, Comm: rec.Comm, Started: rec.Started,
-			MaxBandwidth: as.MaxBandwidth, Lanes: as.BulkLanes,
+			MaxBandwidth: as.MaxBandwidth, Lanes: as.BulkLanes, Kept: as.Keep,
 			Remarks: []string{"taken up from the journal of an earlier daemon"},
 		})
 		older := taken[rec.SourcePID]
@@ -297,7 +297,7 @@ func (h *handover) progress(p migrate.Progress) {
 	m := h.arriving[p.ID]
 	if m == nil {
 		m = newMigration(p.ID, RoleDestination, Report{
-			Engine: "native", Trap: cmp.Or(p.Trap, TrapAuto), Transport: "tcp", Peer: p.Peer, Comm: p.Comm, Started: p.Started, State: p.State,
+			Engine: "native", Trap: cmp.Or(p.Trap, TrapAuto), Transport: "tcp", Peer: p.Peer, Comm: p.Comm, Started: p.Started, State: p.State, Kept: p.Keep,
 		})
 		if err := h.d.registry.add(m); err != nil {
 			return // an earlier one of that id is being put away

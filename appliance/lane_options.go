@@ -30,12 +30,13 @@ const (
 	hintBandwidth = " bandwidth="
 	hintCompress  = " compress="
 	hintTrap      = " trap="
+	hintShown     = " shown="
 )
 
 // hintLanes goes at the end of a description.
 func hintLanes(o SourceOptions) string {
 	return hintLaneCount + strconv.Itoa(o.BulkLanes) + hintBandwidth + strconv.FormatUint(uint64(o.MaxBandwidth), 10) +
-		hintCompress + o.Compress.String() + hintTrap + o.Trap
+		hintCompress + o.Compress.String() + hintTrap + o.Trap + hintShown + shownText(o.Keep)
 }
 
 // recallLanes cuts what hintLanes said from a description, and returns the rest.
@@ -48,12 +49,14 @@ func recallLanes(hint string) (rest string, as SourceOptions) {
 	}
 	limit, how, _ := strings.Cut(said, hintCompress)
 	how, trap, _ := strings.Cut(how, hintTrap)
+	trap, shown, _ := strings.Cut(trap, hintShown)
 	n, err := strconv.ParseUint(lanes, 10, 8)
 	b, errB := strconv.ParseUint(limit, 10, 64)
 	mode, errM := codec.ParseMode(cmp.Or(how, codec.Auto.String())) // an earlier daemon did not say
-	if err != nil || errB != nil || errM != nil || CheckTrap(trap) != nil || b != 0 && (b < pace.Min || b > pace.Max) {
+	if err != nil || errB != nil || errM != nil || CheckTrap(trap) != nil || CheckShown(shown) != nil || b != 0 && (b < pace.Min || b > pace.Max) {
 		return rest, as
 	}
 	as.BulkLanes, as.MaxBandwidth, as.Compress, as.Trap = int(n), Bandwidth(b), mode, trap
+	as.Keep = shown == ShownKeep
 	return rest, as
 }

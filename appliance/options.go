@@ -31,6 +31,7 @@ func (d *Daemon) options(req MigrateRequest) (SourceOptions, error) {
 		MaxDowntime:  time.Duration(req.MaxDowntimeMS * float64(time.Millisecond)),
 		Throttle:     req.Throttle,
 		AddressOrder: req.AddressOrder,
+		Keep:         or(req.Shown, d.config.Defaults.Shown) == ShownKeep,
 		BulkLanes:    cmp.Or(req.Lanes, d.config.BulkLanes),
 		Logger:       d.log,
 	}
@@ -61,6 +62,12 @@ func (d *Daemon) options(req MigrateRequest) (SourceOptions, error) {
 	if err := CheckTrap(o.Trap); err != nil {
 		return usage("%v", err)
 	}
+	if o.Trap == TrapUFFD {
+		if req.Shown == ShownKeep {
+			return usage("nothing is shown with trap uffd, so nothing can be kept; leave one of the two out")
+		}
+		o.Keep = false // the default is for what is shown
+	}
 	if err := CheckTransport(req.Transport); err != nil {
 		return usage("%v", err)
 	}
@@ -71,7 +78,7 @@ func (d *Daemon) options(req MigrateRequest) (SourceOptions, error) {
 		o.Compress, _ = codec.ParseMode(req.Compress) // it was just checked
 	}
 	limit := or(req.MaxBandwidth, d.config.Defaults.MaxBandwidth)
-	check := Defaults{TCP: o.TCP, PIDNS: o.PIDNamespace, OnSourceExit: o.OnSourceExit, MaxBandwidth: limit}
+	check := Defaults{TCP: o.TCP, PIDNS: o.PIDNamespace, OnSourceExit: o.OnSourceExit, Shown: req.Shown, MaxBandwidth: limit}
 	c := Config{Insecure: true, BulkLanes: o.BulkLanes, Defaults: check}
 	if err := c.Validate(); err != nil {
 		return usage("%v", err)

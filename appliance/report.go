@@ -93,6 +93,9 @@ type Report struct {
 	Peer    string    `json:"peer"`
 	Comm    string    `json:"comm"`
 	Started time.Time `json:"started"`
+	// Kept: its memory stays readable at the destination until it is released there
+	// (ShownKeep), and the migration goes on as long.
+	Kept bool `json:"kept,omitempty"`
 	// Remarks says what was chosen and why not the better one.
 	Remarks []string `json:"remarks,omitempty"`
 }

@@ -117,7 +117,7 @@ func pagerAdoption(a restore.Adoption) pager.Adoption {
 		if r.Kind == restore.RegionWrite {
 			kind = pager.Written
 		}
-		pa.Regions = append(pa.Regions, pager.Region{Range: r.Range, Kind: kind, Shared: r.Shared, Shadow: r.Shadow})
+		pa.Regions = append(pa.Regions, pager.Region{Range: r.Range, Kind: kind, Shared: r.Shared, Shadow: r.Shadow, File: r.File, Offset: r.Offset})
 	}
 	for _, v := range a.Views {
 		pa.Views = append(pa.Views, pager.View{Range: v.Range, Shadow: v.Shadow})

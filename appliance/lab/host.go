@@ -285,10 +285,11 @@ func (h *Host) close() error {
 			h.hold.Close()
 		}
 		if h.init != nil {
-			// The pipe ends it as well; this also ends one that hangs. All
-			// other processes of a pid namespace end with its init.
-			_ = h.init.Process.Kill()
+			// The pipe ends it; this also ends one that hangs. All other
+			// processes of a pid namespace end with its init.
+			kill := time.AfterFunc(10*time.Second, func() { _ = h.init.Process.Kill() })
 			_ = h.init.Wait()
+			kill.Stop()
 		}
 	})
 	return h.err

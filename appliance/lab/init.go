@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -106,7 +108,25 @@ func reap(hold *os.File) int {
 		select {
 		case <-child:
 		case <-end:
+			abortFUSE()
 			return 0
+		}
+	}
+}
+
+// abortFUSE kills all processes of the host, and then aborts what they have mounted: one
+// that waits for a file of a mount whose server was killed with it could not end, and nor
+// could the init then.
+func abortFUSE() {
+	_ = unix.Kill(-1, unix.SIGKILL)
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return
+	}
+	for line := range strings.Lines(string(b)) { // proc_pid_mountinfo(5)
+		f := strings.Fields(line)
+		if i := slices.Index(f, "-"); i >= 0 && len(f) > i+1 && strings.HasPrefix(f[i+1], "fuse.") {
+			_ = unix.Unmount(f[4], unix.MNT_FORCE) // busy or not
 		}
 	}
 }

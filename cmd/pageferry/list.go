@@ -91,8 +91,16 @@ func (a *app) printReport(r appliance.Report) {
 }
 
 func (a *app) showCommand() *cobra.Command {
-	return a.idCommand("show", "Show one migration; the beginning of its id is enough",
+	var mem bool
+	var part string
+	cmd := a.idCommand("show", "Show one migration, or where its memory can be read; the beginning of its id is enough",
 		func(ctx context.Context, c *appliance.Client, id string) error {
+			if part != "" {
+				return a.dumpMemory(ctx, c, id, part)
+			}
+			if mem {
+				return a.showMemory(ctx, c, id)
+			}
 			r, err := c.Show(ctx, id)
 			if err != nil {
 				return err
@@ -100,6 +108,16 @@ func (a *app) showCommand() *cobra.Command {
 			a.printReport(r)
 			return nil
 		})
+	cmd.Long = `Show one migration; the beginning of its id is enough.
+
+--mem says where the memory of a process that arrives on this host can be read: the
+source's, as it was frozen, whatever the process has written since. --range prints a
+part of it. What is not here yet is fetched, after all that the process itself waits
+for. docs/reading.md has examples.`
+	cmd.Flags().BoolVar(&mem, "mem", false, "say where the memory of a process that arrives here can be read, and how much of it is here")
+	cmd.Flags().StringVar(&part, "range", "", "START-END, in hexadecimal as in maps, or a name there such as [stack]: print these bytes, on a terminal in hexadecimal")
+	_ = cmd.RegisterFlagCompletionFunc("range", a.completeRanges)
+	return cmd
 }
 
 func (a *app) watchCommand() *cobra.Command {
@@ -125,6 +143,22 @@ func (a *app) cancelCommand() *cobra.Command {
 			}
 			return &statusError{status: exitFailed, err: fmt.Errorf("migration %s was not canceled: %s", r.ID, r.Outcome)}
 		})
+}
+
+func (a *app) releaseCommand() *cobra.Command {
+	cmd := a.idCommand("release", "Let go of memory that migrate --shown keep keeps readable on this host",
+		func(ctx context.Context, c *appliance.Client, id string) error {
+			r, err := c.Release(ctx, id)
+			if err != nil {
+				return err
+			}
+			a.printReport(r)
+			return nil
+		})
+	cmd.Long = `Let go of memory that migrate --shown keep keeps readable on this host. The
+source ends its copy, and the migration is over. Before the last page has arrived it is
+as if the migration had been begun without --shown keep.`
+	return cmd
 }
 
 func (a *app) resolveCommand() *cobra.Command {

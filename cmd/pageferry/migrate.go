@@ -27,13 +27,13 @@ type migrateOptions struct {
 	throttle                        float64
 	tcp                             string
 	addresses                       []string
-	pidns, onSourceExit             string
+	pidns, onSourceExit, shown      string
 }
 
 func (o *migrateOptions) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.mode, "mode", "auto", "when the pages move: hybrid (before and after the switch), precopy, postcopy or stop; auto is the daemon's default, which is to choose between hybrid and postcopy by what the process writes and the link carries")
-	f.StringVar(&o.trap, "trap", "auto", "what traps pages that are not here yet: uffd")
+	f.StringVar(&o.trap, "trap", "auto", "what traps pages that are not there yet: auto (memory by userfaultfd, files that are not there either by FUSE), uffd (no FUSE) or fuse (memory, too)")
 	f.StringVar(&o.transport, "transport", "auto", "what carries the pages: tcp")
 	f.StringVar(&o.compress, "compress", "auto", "auto (what gets across sooner), lz4 (all that shrinks) or none")
 	f.StringVar(&o.maxDowntime, "max-downtime", "", "how long the program may stand still at the switch, such as 50ms; with hybrid and precopy")
@@ -44,16 +44,18 @@ func (o *migrateOptions) flags(cmd *cobra.Command) {
 	f.StringArrayVar(&o.addresses, "address", nil, "OLD=NEW: a listener's address there; may be repeated")
 	f.StringVar(&o.pidns, "pidns", "", "keep the pid in namespace: auto, host or new (default: the daemon's, auto)")
 	f.StringVar(&o.onSourceExit, "on-source-exit", "", "end of the copy here: kill, exit0 or stop-unit (default: the daemon's, kill)")
+	f.StringVar(&o.shown, "shown", "", "what shows its memory as files there: drop it with the last page, or keep it, and the copy here, until \"pageferry release\" (default: the daemon's, drop)")
 	complete := func(name string, values ...string) {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 	}
 	complete("mode", "auto", "hybrid", "precopy", "postcopy", "stop")
-	complete("trap", "auto", "uffd")
+	complete("trap", "auto", "uffd", "fuse")
 	complete("transport", "auto", "tcp")
 	complete("compress", "auto", "lz4", "none")
 	complete("tcp", "refuse", "close")
 	complete("pidns", "auto", "host", "new")
 	complete("on-source-exit", "kill", "exit0", "stop-unit")
+	complete("shown", appliance.ShownDrop, appliance.ShownKeep)
 }
 
 // request checks the flags before anybody is asked anything.
@@ -79,7 +81,7 @@ func (o *migrateOptions) request() (appliance.MigrateRequest, error) {
 	}
 	r.Throttle = o.throttle
 	check := appliance.Config{Insecure: true, BulkLanes: o.lanes, Defaults: appliance.Defaults{
-		TCP: o.tcp, PIDNS: o.pidns, OnSourceExit: o.onSourceExit, MaxBandwidth: o.maxBandwidth}}
+		TCP: o.tcp, PIDNS: o.pidns, OnSourceExit: o.onSourceExit, Shown: o.shown, MaxBandwidth: o.maxBandwidth}}
 	if err := check.Validate(); err != nil {
 		var fe *appliance.FieldError
 		if errors.As(err, &fe) {
@@ -100,7 +102,7 @@ func (o *migrateOptions) request() (appliance.MigrateRequest, error) {
 	}
 	r.Mode, r.Trap, r.Transport = o.mode, o.trap, o.transport
 	r.TCP, r.PIDNS, r.OnSourceExit = o.tcp, o.pidns, o.onSourceExit
-	r.MaxBandwidth, r.Lanes, r.Compress = o.maxBandwidth, o.lanes, o.compress
+	r.MaxBandwidth, r.Lanes, r.Compress, r.Shown = o.maxBandwidth, o.lanes, o.compress, o.shown
 	return r, nil
 }
 

@@ -57,7 +57,20 @@ type lineProgress struct {
 	state string
 	round int
 	last  time.Time
+	kept  bool // and said so
 	speed rate
+}
+
+// keptText says what a migration waits for that has brought every page.
+func keptText(r appliance.Report) string {
+	if !r.Kept || r.Finished() || r.State != "serving" && r.State != "running" || r.PagesTotal == 0 || pagesLeft(r) > 0 {
+		return ""
+	}
+	where := "on " + r.Peer
+	if r.Role == appliance.RoleDestination {
+		where = "here"
+	}
+	return fmt.Sprintf("every page has arrived; the source's memory stays readable, and its copy there, until \"pageferry release %.12s\" %s", r.ID, where)
 }
 
 // roundText says where pre-copy is.
@@ -90,6 +103,13 @@ func (p *lineProgress) update(r appliance.Report) {
 		fmt.Fprintf(p.w, "%-10s %s (pid %d) to %s%s\n", r.State, r.Comm, r.SourcePID, r.Peer, atMost(r))
 		return
 	}
+	if text := keptText(r); text != "" {
+		if !p.kept {
+			fmt.Fprintf(p.w, "%-10s %s\n", r.State, text)
+		}
+		p.kept = true
+		return
+	}
 	fmt.Fprintf(p.w, "%-10s %d of %d pages left, %s/s%s\n", r.State, pagesLeft(r), r.PagesTotal, bytesText(speed), atMost(r))
 }
 
@@ -111,6 +131,9 @@ func (p *barProgress) update(r appliance.Report) {
 		text += roundText(r) + " "
 	} else if speed := p.speed.update(r.BytesWire, time.Now()); speed > 0 {
 		text += bytesText(speed) + "/s "
+	}
+	if kept := keptText(r); kept != "" {
+		text = kept + " "
 	}
 	if r.MaxBandwidth != 0 {
 		text += "of " + r.MaxBandwidth.String() + " "

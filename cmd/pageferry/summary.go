@@ -55,6 +55,9 @@ func printSummary(w io.Writer, r appliance.Report) {
 		row("pages", "%d, of which %d zero, %d by fault, %d twice", r.PagesTotal, r.PagesZero, r.PagesFaulted, r.PagesDouble)
 		row("wire", "%s", bytesText(float64(r.BytesWire)))
 	}
+	if text := keptText(r); text != "" {
+		row("kept", "%s", text)
+	}
 	if r.MaxBandwidth != 0 {
 		row("limit", "%s", r.MaxBandwidth.Text())
 	}
