@@ -8,6 +8,7 @@
 //	BenchmarkMemory      what destination and source need besides the process
 //	BenchmarkPrecopy     hybrid and pre-copy: idle and busy processes, the order of pages, QEMU
 //	BenchmarkTrack       what it costs to know which pages change
+//	BenchmarkShown       memory read through the files that show it, beside go-fuse alone and tmpfs
 //	BenchmarkLink        how much of a slow link is used, and what compression makes of it
 //
 // Every figure has its limit or its peer in the same run: the stages' own costs,

@@ -23,6 +23,7 @@ func faults(scale) []benchmark {
 		{"alone", faultAlone},
 		{"load", func(m *meter) { faultLoad(m, true) }},
 		{"load-tls", func(m *meter) { faultLoad(m, false) }},
+		{"traps", faultTraps},
 	}
 }
 

@@ -108,6 +108,7 @@ type scale struct {
 	looks    int      // in each of its turns
 	link     uint64   // of BenchmarkLink
 	sizes    []uint64 // of BenchmarkSwitch, size
+	shown    int      // bytes, of BenchmarkShown
 	allModes bool
 }
 
@@ -116,15 +117,15 @@ const mib = 1 << 20
 var (
 	full = scale{
 		redis: []uint64{256 * mib, 1 * GiB, 2 * GiB, 4 * GiB}, gap: 2 * GiB, threads: 200, stages: 2 * GiB, touches: 1000,
-		load: GiB, move: 4 * GiB, limits: 256 * mib, memory: []uint64{GiB, 4 * GiB}, rates: []int{390, 1560}, track: GiB, looks: 20, link: GiB, sizes: []uint64{GiB, 8 * GiB}, allModes: true,
+		load: GiB, move: 4 * GiB, limits: 256 * mib, memory: []uint64{GiB, 4 * GiB}, rates: []int{390, 1560}, track: GiB, looks: 20, link: GiB, sizes: []uint64{GiB, 8 * GiB}, shown: 512 * mib, allModes: true,
 	}
 	short = scale{
 		redis: []uint64{256 * mib, 1 * GiB}, gap: 256 * mib, threads: 200, stages: 256 * mib, touches: 500,
-		load: 256 * mib, move: GiB, limits: 64 * mib, memory: []uint64{256 * mib, GiB}, rates: []int{390, 1560}, track: 512 * mib, looks: 20, link: 256 * mib, sizes: []uint64{256 * mib, 2 * GiB}, allModes: true,
+		load: 256 * mib, move: GiB, limits: 64 * mib, memory: []uint64{256 * mib, GiB}, rates: []int{390, 1560}, track: 512 * mib, looks: 20, link: 256 * mib, sizes: []uint64{256 * mib, 2 * GiB}, shown: 256 * mib, allModes: true,
 	}
 	tiny = scale{
 		redis: []uint64{8 * mib}, gap: 4 * mib, threads: 20, stages: 4 * mib, touches: 50,
-		load: 8 * mib, move: 8 * mib, limits: mib, memory: []uint64{8 * mib}, rates: []int{4}, track: 16 * mib, looks: 3, link: 8 * mib, sizes: []uint64{8 * mib},
+		load: 8 * mib, move: 8 * mib, limits: mib, memory: []uint64{8 * mib}, rates: []int{4}, track: 16 * mib, looks: 3, link: 8 * mib, sizes: []uint64{8 * mib}, shown: 8 * mib,
 	}
 )
 
@@ -245,7 +246,7 @@ func TestBenchmarks(t *testing.T) {
 		list func(scale) []benchmark
 	}{
 		{"Switch", switches}, {"Stages", stagesList}, {"Fault", faults}, {"Throughput", throughputs}, {"Memory", memories},
-		{"Precopy", precopies}, {"Track", tracks}, {"Link", links},
+		{"Precopy", precopies}, {"Track", tracks}, {"Link", links}, {"Shown", shownList},
 	} {
 		for _, one := range group.list(tiny) {
 			t.Run(group.name+"/"+one.name, func(t *testing.T) {

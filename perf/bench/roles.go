@@ -12,6 +12,7 @@ var roles = map[string]func(arg string) error{
 	sinkArg0:   runSink,
 	loadArg0:   runLoad,
 	trackArg0:  runTrack,
+	shownArg0:  runShown,
 }
 
 // Main returns at once in any process but those that this package started from
