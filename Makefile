@@ -6,8 +6,9 @@ PREFIX ?= /usr/local
 COUNT  ?= 10
 BENCH  ?=
 ARGS   ?=
+SOAK   ?= 30m
 
-.PHONY: build test demo bench lint install clean help
+.PHONY: build test soak demo bench lint install clean help
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,8 +18,12 @@ build: bin/.modules ## bin/pageferry
 	$(GO) build -trimpath -o bin/pageferry ./cmd/pageferry
 
 test: bin/.modules ## everything, as root; a skipped test is a failed test
-	@scripts/deps.sh cc libc go python3 redis-server memcached ip
+	@scripts/deps.sh cc libc go python3 redis-server memcached ip gdb xxd strings
 	@scripts/asroot.sh scripts/test.sh
+
+soak: bin/.modules ## everything at once, for SOAK=30m
+	@scripts/deps.sh cc libc go python3 ip
+	@PAGEFERRY_SOAK=$(SOAK) scripts/asroot.sh scripts/soak.sh
 
 demo: build ## a real redis-server moves between two hosts on this machine (ARGS="--mode postcopy")
 	@scripts/deps.sh redis-server ip

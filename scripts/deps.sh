@@ -31,6 +31,7 @@ for need in "$@"; do
 			packages+=(libc6-dev)
 		fi
 		;;
+	strings) have strings || packages+=(binutils) ;;
 	ip) have ip || packages+=(iproute2) ;;
 	*) have "$need" || packages+=("$need") ;;
 	esac

@@ -147,10 +147,20 @@ func (g *guest) reportOf(n *node, id string) (appliance.Report, bool) {
 // The pager is killed, and daemon and pager together, from the moment that it is
 // there to the last page: a new one takes over from the keeper, or the migration
 // is given up, and the program lives on.
-func TestKilledPager(t *testing.T) {
+func TestKilledPager(t *testing.T) { killedPagers(t, "") }
+
+// The same where memory is shown by a file that the pager serves.
+func TestKilledPagerBehindTheVeil(t *testing.T) { killedPagers(t, "fuse") }
+
+func killedPagers(t *testing.T, trap string) {
 	begin(t)
 	r, top := newRig(t), t
-	g := r.small(t, r.a, "--mem", "48") // much is missing for a while
+	small := func() *guest {
+		g := r.small(top, r.a, "--mem", "48", "--veiled", "--sigcont-ok") // much is missing for a while
+		g.trap = trap
+		return g
+	}
+	g := small()
 	for _, point := range []string{
 		"destination/engine/prepare/after",
 		"destination/send/accept/after",
@@ -176,7 +186,7 @@ func TestKilledPager(t *testing.T) {
 			top.Run(name, func(t *testing.T) {
 				if r.broken {
 					r = newRig(top)
-					g = r.small(top, r.a, "--mem", "48")
+					g = small()
 				}
 				r.watch(t)
 				g.t = t

@@ -30,7 +30,9 @@ type guest struct {
 	identity string
 	report   string
 	output   string
-	compress string // of its requests
+	compress string // of its requests, as the others are
+	trap     string
+	shown    string
 }
 
 var guests atomic.Uint32
@@ -271,12 +273,16 @@ func (g *guest) end() {
 
 // request is how the tests move things, where nothing else matters.
 func (g *guest) request(mode string) appliance.MigrateRequest {
-	return appliance.MigrateRequest{PID: g.pid, To: g.r.other(g.at).addr(), Mode: mode, TCP: "close", Compress: g.compress}
+	return appliance.MigrateRequest{PID: g.pid, To: g.r.other(g.at).addr(), Mode: mode, TCP: "close", Compress: g.compress, Trap: g.trap, Shown: g.shown}
 }
 
 // migrate begins to move it to the other host and follows that to its end.
 func (g *guest) migrate(req appliance.MigrateRequest) (appliance.Report, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	return g.migrateWithin(time.Minute, req)
+}
+
+func (g *guest) migrateWithin(limit time.Duration, req appliance.MigrateRequest) (appliance.Report, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	c := g.at.api()
 	defer c.Close()

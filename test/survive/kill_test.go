@@ -206,8 +206,12 @@ func (g *guest) killAt(t *testing.T, sc script, mode string, ms ...moment) (reac
 		})
 	}
 	err := sc.run(g, mode)
-	if err != nil && !from.killed() {
-		t.Fatal(err)
+	if err != nil {
+		select { // it may have been killed before it could answer
+		case <-from.daemon.Load().Done():
+		case <-time.After(5 * time.Second):
+			t.Fatal(err)
+		}
 	}
 	for range ms {
 		over := time.Now().Add(20 * time.Second)

@@ -155,6 +155,8 @@ static void step(struct arena *a)
 		to = s->n + (r >> 50) % (2 * MOST - s->n > 64 ? 64 : 2 * MOST - s->n + 1);
 		p = fresh(to);
 		p = mremap(s->p, s->n * PAGE, to * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, p);
+		/* what is settled in pieces is several mappings for that time */
+		if (opt.veiled && p == MAP_FAILED && errno == EFAULT) break;
 		check(p != MAP_FAILED, "mremap: %s", strerror(errno));
 		s->p = p;
 		zeroed(s, s->n, to);

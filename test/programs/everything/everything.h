@@ -103,6 +103,7 @@ void memory_start(void);
 void files_start(void);
 void clocks_start(void);
 void churn_start(void);
+void trim_start(void);
 void shapes_start(void);
 void shared_start(void);
 

@@ -208,9 +208,10 @@ static void watch(void)
 
 void give_up_lazily(void *at, size_t n)
 {
-	if (opt.veiled && madvise(at, n, MADV_FREE) == -1 && errno == EINVAL)
-		return;
-	must(madvise(at, n, MADV_FREE));
+	int rc = madvise(at, n, MADV_FREE);
+
+	if (rc == -1 && !(opt.veiled && errno == EINVAL))
+		bad("MADV_FREE: %s", strerror(errno));
 }
 
 static void usage(void)
@@ -219,7 +220,7 @@ static void usage(void)
 		"usage: everything [--threads N] [--mem MIB] [--heartbeat unix:PATH|udp:IP:PORT]\n"
 		"  [--identity ID] [--beat-us N] [--pace N] [--report FILE] [--dir DIR] [--sigcont-ok] [--veiled]\n"
 		"  [--only MODULE,...] [--without MODULE|CHECK,...] [--with CHECK,...]\n"
-		"modules: regs waits timers signals sync memory files clocks churn, and by name only shapes shared\n"
+		"modules: regs waits timers signals sync memory files clocks churn, and by name only shapes shared trim\n"
 		"checks: avx512 avx sysv suspend itimers robust rseq growth inotify locks listen deleted guards\n"
 		"off by default: fork\n");
 	exit(2);
@@ -283,6 +284,7 @@ int main(int argc, char **argv)
 		{ "churn", churn_start, false },
 		{ "shapes", shapes_start, true },
 		{ "shared", shared_start, true },
+		{ "trim", trim_start, true },
 	};
 	struct timespec second = { 1, 0 };
 	sigset_t all, term;

@@ -1,0 +1,115 @@
+package survive_test
+
+import (
+	"net"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/pageferry/pageferry/internal/testutil"
+)
+
+// veilModes are those in which pages are missing while the program runs.
+var veilModes = []string{"postcopy", "hybrid", "hybrid", "postcopy"}
+
+// veiledHops is how often each program is moved whose memory is shown by a file.
+const veiledHops = 20
+
+// hopBehindTheVeil moves the guest that often.
+func (g *guest) hopBehindTheVeil(t *testing.T, between func()) {
+	t.Helper()
+	g.trap = "fuse"
+	var slowest float64
+	for i := range veiledHops {
+		slowest = max(slowest, g.hop(veilModes[i%len(veilModes)]).DowntimeMS)
+		if between != nil {
+			between()
+		}
+	}
+	t.Logf("%d hops: downtime %.1f ms at most", veiledHops, slowest)
+}
+
+// veiledGuests are programs that verify themselves, and stress what is different where
+// a file shows their memory.
+func veiledGuests(t testing.TB) map[string][]string {
+	everything := testutil.CC(t, "everything")
+	dir := filepath.Dir(testutil.Socket(t, "x"))
+	module := func(name string, more ...string) []string {
+		return append([]string{everything, "--only", name, "--veiled", "--sigcont-ok", "--threads", "2", "--dir", dir}, more...)
+	}
+	return map[string][]string{
+		"small":    module("regs,sync,timers,memory", "--mem", "4", "--beat-us", "2000"),
+		"churn":    module("churn"),
+		"shapes":   module("shapes", "--without", "guards"),
+		"trim":     module("trim"),
+		"go":       {testutil.GoProgram(t, "./test/programs/gcprog"), "-live", "16"},
+		"python":   {python(t), "-u", filepath.Join(testutil.ModuleRoot(t), "test/programs/selfcheck.py")},
+		"workload": {testutil.GoProgram(t, "./test/programs/workload"), "--size", "32MiB", "--rate", "100MiB/s", "--pattern", "edge"},
+	}
+}
+
+// Programs whose anonymous memory is shown by a file while it arrives go there and
+// back, and never see a difference.
+func TestHopsBehindTheVeil(t *testing.T) {
+	begin(t)
+	free := make(chan *rig, rigs) // side by side: most of a hop is waiting
+	for range rigs {
+		free <- newRig(t)
+	}
+	var wg sync.WaitGroup
+	for name, args := range veiledGuests(t) {
+		r := <-free
+		wg.Go(func() {
+			r := r.whole(t)
+			t.Run(name, func(t *testing.T) {
+				r.watch(t)
+				g := r.selfChecking(t, r.a, args...)
+				g.hopBehindTheVeil(t, func() { g.beat(2) })
+				g.oneOwner(veiledHops)
+				g.verify()
+				r.clean(t)
+			})
+			free <- r
+		})
+	}
+	wg.Wait()
+}
+
+// So do servers, while clients write and check every answer.
+func TestHopsOfServersBehindTheVeil(t *testing.T) {
+	begin(t)
+	r := newRig(t)
+	port := strconv.Itoa(servicePort)
+	t.Run("redis", func(t *testing.T) {
+		r.watch(t)
+		g := r.server(t, r.a, "redis-server", "--port", port, "--bind", "0.0.0.0", "--save", "", "--appendonly", "no",
+			"--dir", t.TempDir(), "--protected-mode", "no", "--enable-debug-command", "yes")
+		// Beside the clients memory is taken and given back, to the kernel as well.
+		churn := func() {
+			c, err := r.dial(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			do := testutil.NewRedisClient(c, 20*time.Second)
+			for _, cmd := range [][]string{{"SELECT", "1"}, {"FLUSHDB"}, {"MEMORY", "PURGE"}, {"DEBUG", "POPULATE", "3000", "bulk", "4000"}} {
+				if _, err := do.Do(cmd...); err != nil {
+					t.Errorf("%v: %v", cmd, err)
+				}
+			}
+		}
+		withClients(t, r, func(c net.Conn) session { return redisSession{testutil.NewRedisClient(c, 10*time.Second)} },
+			func() { g.hopBehindTheVeil(t, churn) })
+		g.end()
+		r.clean(t)
+	})
+	t.Run("memcached", func(t *testing.T) {
+		r.watch(t)
+		g := r.server(t, r.a, "memcached", "-t", "4", "-l", "0.0.0.0", "-p", port, "-U", "0", "-u", "root", "-m", "64")
+		withClients(t, r, func(c net.Conn) session { return memcachedSession{c} }, func() { g.hopBehindTheVeil(t, nil) })
+		g.end()
+		r.clean(t)
+	})
+}
