@@ -23,7 +23,6 @@ func faults(scale) []benchmark {
 		{"alone", faultAlone},
 		{"load", func(m *meter) { faultLoad(m, true) }},
 		{"load-tls", func(m *meter) { faultLoad(m, false) }},
-		{"traps", faultTraps},
 	}
 }
 

@@ -1,3 +1,5 @@
+//go:build veil
+
 package bench
 
 import (

@@ -149,9 +149,6 @@ func (g *guest) reportOf(n *node, id string) (appliance.Report, bool) {
 // is given up, and the program lives on.
 func TestKilledPager(t *testing.T) { killedPagers(t, "") }
 
-// The same where memory is shown by a file that the pager serves.
-func TestKilledPagerBehindTheVeil(t *testing.T) { killedPagers(t, "fuse") }
-
 func killedPagers(t *testing.T, trap string) {
 	begin(t)
 	r, top := newRig(t), t

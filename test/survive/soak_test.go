@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pageferry/pageferry/appliance"
+	"github.com/pageferry/pageferry/internal/testutil"
 )
 
 // soakTime is how long everything happens at once: 2 minutes, or what PAGEFERRY_SOAK
@@ -34,8 +35,30 @@ func soakTime(t testing.TB) time.Duration {
 	return d
 }
 
-// Everything at once: programs that verify themselves go to and fro between two hosts,
-// most of them shown by a file, while others read what arrives, and readers and pagers
+// soakTraps are those that are used.
+var soakTraps = []string{"auto", "auto", "auto", "uffd"}
+
+// veiledGuests are programs that verify themselves, and stress what is different where
+// a file shows their memory.
+func veiledGuests(t testing.TB) map[string][]string {
+	everything := testutil.CC(t, "everything")
+	dir := filepath.Dir(testutil.Socket(t, "x"))
+	module := func(name string, more ...string) []string {
+		return append([]string{everything, "--only", name, "--veiled", "--sigcont-ok", "--threads", "2", "--dir", dir}, more...)
+	}
+	return map[string][]string{
+		"small":    module("regs,sync,timers,memory", "--mem", "4", "--beat-us", "2000"),
+		"churn":    module("churn"),
+		"shapes":   module("shapes", "--without", "guards"),
+		"trim":     module("trim"),
+		"go":       {testutil.GoProgram(t, "./test/programs/gcprog"), "-live", "16"},
+		"python":   {python(t), "-u", filepath.Join(testutil.ModuleRoot(t), "test/programs/selfcheck.py")},
+		"workload": {testutil.GoProgram(t, "./test/programs/workload"), "--size", "32MiB", "--rate", "100MiB/s", "--pattern", "edge"},
+	}
+}
+
+// Everything at once: programs that verify themselves go to and fro between two hosts
+// while others read what arrives, and readers and pagers
 // are killed. Nothing may hang, and nothing be lost.
 func TestEverythingAtOnce(t *testing.T) {
 	begin(t)
@@ -102,7 +125,7 @@ func (s *soak) run(d time.Duration) {
 // guest lives on where it was then.
 func (s *soak) move(ctx context.Context, g *guest, rnd *rand.Rand) {
 	for ctx.Err() == nil && !s.t.Failed() {
-		g.trap = []string{"fuse", "fuse", "fuse", "auto"}[rnd.IntN(4)]
+		g.trap = soakTraps[rnd.IntN(len(soakTraps))]
 		req := g.request([]string{"postcopy", "hybrid", "precopy"}[rnd.IntN(3)])
 		if req.Mode != "postcopy" {
 			req.MaxDowntimeMS = 3000

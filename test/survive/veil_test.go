@@ -1,13 +1,16 @@
+//go:build veil
+
 package survive_test
 
 import (
 	"net"
-	"path/filepath"
+	"os"
 	"strconv"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/pageferry/pageferry/appliance"
 	"github.com/pageferry/pageferry/internal/testutil"
 )
 
@@ -29,25 +32,6 @@ func (g *guest) hopBehindTheVeil(t *testing.T, between func()) {
 		}
 	}
 	t.Logf("%d hops: downtime %.1f ms at most", veiledHops, slowest)
-}
-
-// veiledGuests are programs that verify themselves, and stress what is different where
-// a file shows their memory.
-func veiledGuests(t testing.TB) map[string][]string {
-	everything := testutil.CC(t, "everything")
-	dir := filepath.Dir(testutil.Socket(t, "x"))
-	module := func(name string, more ...string) []string {
-		return append([]string{everything, "--only", name, "--veiled", "--sigcont-ok", "--threads", "2", "--dir", dir}, more...)
-	}
-	return map[string][]string{
-		"small":    module("regs,sync,timers,memory", "--mem", "4", "--beat-us", "2000"),
-		"churn":    module("churn"),
-		"shapes":   module("shapes", "--without", "guards"),
-		"trim":     module("trim"),
-		"go":       {testutil.GoProgram(t, "./test/programs/gcprog"), "-live", "16"},
-		"python":   {python(t), "-u", filepath.Join(testutil.ModuleRoot(t), "test/programs/selfcheck.py")},
-		"workload": {testutil.GoProgram(t, "./test/programs/workload"), "--size", "32MiB", "--rate", "100MiB/s", "--pattern", "edge"},
-	}
 }
 
 // Programs whose anonymous memory is shown by a file while it arrives go there and
@@ -112,4 +96,12 @@ func TestHopsOfServersBehindTheVeil(t *testing.T) {
 		g.end()
 		r.clean(t)
 	})
+}
+
+// The pager is killed where memory is shown by a file that it serves.
+func TestKilledPagerBehindTheVeil(t *testing.T) { killedPagers(t, "fuse") }
+
+func init() {
+	os.Setenv(appliance.EnvUnfinished, "trap-fuse")
+	soakTraps = []string{"fuse", "fuse", "fuse", "auto"}
 }
