@@ -26,6 +26,7 @@ type calls struct {
 	moves    []move
 	changing bool // mappings
 	forking  bool
+	running  bool // what some thread is at is not known: it is in no call, or at work in one
 }
 
 // move is a mremap of old bytes at from, which are size afterwards, or their munmap.
@@ -37,6 +38,7 @@ type move struct {
 
 func giving(pid int) (c calls) {
 	eachSyscall(pid, func(s string) {
+		c.running = c.running || strings.HasPrefix(s, "running")
 		if r, ok := parseAdvice(s, []uint32{unix.MADV_DONTNEED, madvDontneedLocked}); ok {
 			c.ranges = append(c.ranges, r)
 		}

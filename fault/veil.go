@@ -7,10 +7,12 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/pageferry/pageferry/internal/sys"
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/pagestore"
+	"github.com/pageferry/pageferry/proc"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,7 +26,7 @@ type VeilConfig struct {
 	// Views is all that is veiled, as it is at the source.
 	Views page.Set
 	// Processes are those that may see veiled memory: the one that arrived, and
-	// what it forked.
+	// what it forked. Several may have one address space (vfork).
 	Processes func() ([]int, error)
 	// Locate tells which pages of the source process pid sees at its addresses r,
 	// in order; nothing of what is not veiled. one says that no more than one
@@ -81,6 +83,14 @@ type Veil struct {
 
 	memory memory
 	moves  []mover // that were under way when the program was being stopped
+	// movesSaved: what was saved last has such.
+	movesSaved bool
+	// followed are those of which all is known: they show as long as nobody lets their
+	// thread return.
+	followed []mover
+
+	// busy is held from before an event is read until what it says has been done.
+	busy sync.Mutex
 
 	once    sync.Once
 	stop    atomic.Bool
@@ -166,11 +176,14 @@ type giver struct {
 	r   page.Range
 }
 
-// doing is what the programs are at.
+// doing is what the programs are at. Of those that have one address space pids has one,
+// and what any of them does counts as done by that.
 type doing struct {
 	pids              []int
+	single            bool    // it is one process, with one thread
 	givers, keepers   []giver // keepers are those that will have given up nothing
 	changing, forking bool
+	running           bool // see calls
 	moves             []mover
 }
 
@@ -181,23 +194,43 @@ type mover struct {
 }
 
 func (v *Veil) look() (d doing, err error) {
-	if d.pids, err = v.cfg.Processes(); err != nil {
+	spaces, err := v.spaces()
+	if err != nil {
 		return d, err
 	}
-	for _, pid := range d.pids {
-		calls := giving(pid)
-		for _, r := range calls.ranges {
-			d.givers = append(d.givers, giver{pid, r})
+	for _, sharing := range spaces {
+		first := sharing[0]
+		d.pids = append(d.pids, first)
+		for _, pid := range sharing {
+			calls := giving(pid)
+			for _, r := range calls.ranges {
+				d.givers = append(d.givers, giver{first, r})
+			}
+			for _, r := range calls.keeping {
+				d.keepers = append(d.keepers, giver{first, r})
+			}
+			for _, m := range calls.moves {
+				d.moves = append(d.moves, mover{first, m})
+			}
+			d.changing, d.forking = d.changing || calls.changing, d.forking || calls.forking
+			d.running = d.running || calls.running
 		}
-		for _, r := range calls.keeping {
-			d.keepers = append(d.keepers, giver{pid, r})
-		}
-		for _, m := range calls.moves {
-			d.moves = append(d.moves, mover{pid, m})
-		}
-		d.changing, d.forking = d.changing || calls.changing, d.forking || calls.forking
 	}
+	d.single = len(spaces) == 1 && len(spaces[0]) == 1 && threads(d.pids[0]) == 1
 	return d, nil
+}
+
+// spaces are the address spaces that may see veiled memory, each by the processes that
+// have it: that which arrived is the first of its own.
+func (v *Veil) spaces() ([][]int, error) {
+	pids, err := v.cfg.Processes()
+	if err != nil {
+		return nil, err
+	}
+	if i := slices.Index(pids, v.cfg.PID); i > 0 {
+		pids = slices.Insert(slices.Delete(pids, i, i+1), 0, v.cfg.PID)
+	}
+	return proc.AddressSpaces(pids), nil
 }
 
 // nobody is the process of an event that takes nothing from anybody.
@@ -207,17 +240,51 @@ func covers(gs []giver, m sys.UffdMsg) bool {
 	return slices.ContainsFunc(gs, func(g giver) bool { return g.r.Covers(addrs(m.Start, m.End)) })
 }
 
-// moving are the moves that are under way.
-func (v *Veil) moving() []mover {
-	d, err := v.look()
-	if err != nil {
-		v.log.Error("what the program moves is not known", "err", err)
+// calm is how long threads that nobody lets return to the program may be at work in a call.
+const calm = 20 * time.Millisecond
+
+// moving are the moves that are under way: all that have changed a mapping by now, as the
+// thread waits, or is held up behind its call. One that is at work has changed it maybe, and
+// cannot be asked.
+func (v *Veil) moving() ([]mover, error) {
+	for begin := time.Now(); ; time.Sleep(20 * time.Microsecond) {
+		d, err := v.look()
+		if err != nil || !d.running {
+			return d.moves, err
+		}
+		if time.Since(begin) > calm {
+			return nil, errBusy
+		}
 	}
-	return d.moves
+}
+
+var errBusy = errors.New("fault: a thread is at work in a call for long")
+
+// quiet is how long Quiet waits.
+const quiet = 2 * time.Millisecond
+
+// Quiet calls f when all that has been read of what the programs give up has been done,
+// and nothing is read meanwhile; ok is false where it does not come to that soon. A
+// program that is made to stand still may do so with memory that it has given up and that
+// is not made zero yet.
+func (v *Veil) Quiet(f func() error) (ok bool, err error) {
+	for begin := time.Now(); time.Since(begin) < quiet; time.Sleep(50 * time.Microsecond) {
+		if !v.busy.TryLock() {
+			continue
+		}
+		if _, _, read := v.src.VeilEvent(0); !read && !v.src.Stopping() { // by a pager that was killed
+			defer v.busy.Unlock()
+			return true, f()
+		}
+		v.busy.Unlock()
+	}
+	return false, nil
 }
 
 // serve deals with the next event of fd.
 func (v *Veil) serve(fd int) error {
+	v.busy.Lock()
+	defer v.busy.Unlock()
 	d, err := v.look()
 	if err != nil {
 		return err
@@ -226,7 +293,7 @@ func (v *Veil) serve(fd int) error {
 	switch {
 	case len(d.pids) != 1 || !known:
 		return v.standing()
-	case threads(d.pids[0]) != 1:
+	case !d.single:
 		return v.held(fd)
 	case !v.ahead(d):
 		return v.standing()
@@ -238,7 +305,7 @@ func (v *Veil) serve(fd int) error {
 	if m.Event == sys.UffdEventRemove && !covers(d.givers, m) && !covers(d.keepers, m) {
 		return v.standing() // with what was read
 	}
-	v.moves = nil
+	v.moves, v.followed = nil, nil
 	v.src.ClearVeilEvents()
 	return nil
 }
@@ -256,7 +323,7 @@ func (v *Veil) ahead(d doing) bool {
 		all = append(all, src...)
 	}
 	if d.changing {
-		lost, err := v.lost(d.pids[0], v.moving)
+		lost, err := v.lost(d.pids[0])
 		if err != nil {
 			return false
 		}
@@ -313,68 +380,4 @@ func (v *Veil) read(fd, k int) (m sys.UffdMsg, ok bool) {
 		}
 	}
 	return m, ok
-}
-
-// only is the one process that fd can be of, or 0.
-func (v *Veil) only(fd int, pids []int) int {
-	if fd == v.src.VeilFDs()[0] {
-		return v.cfg.PID
-	}
-	rest := slices.DeleteFunc(slices.Clone(pids), func(pid int) bool { return pid == v.cfg.PID })
-	if len(rest) == 1 {
-		return rest[0]
-	}
-	return 0
-}
-
-// adopt takes up the userfaultfd of a child.
-func (v *Veil) adopt(fd int) {
-	for _, old := range v.src.VeilFDs() {
-		// Those of children that have ended: the kernel says so to any request.
-		if errors.Is(sys.UffdWake(old, lowest, page.Size), unix.ESRCH) {
-			v.drop(old)
-		}
-	}
-	high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, FirstFD)
-	if err == nil {
-		_ = unix.SetNonblock(high, true)
-		err = v.src.AddVeilFD(high)
-	}
-	if err != nil {
-		// It is kept open: the child waits where it gives memory up, instead of
-		// finding there what it had given up.
-		v.log.Error("a forked child cannot be followed: it stops where it gives memory up", "err", err)
-		return
-	}
-	_ = unix.Close(fd)
-}
-
-// Inherit takes up what a pager that was killed had read of forks. adopt fetches a
-// descriptor of it. Call it before Recover.
-func (v *Veil) Inherit(adopt func(fd int) (int, error)) {
-	for k := range pagestore.MaxVeilEvents {
-		m, _, ok := v.src.VeilEvent(k)
-		if !ok || m.Event != sys.UffdEventFork {
-			continue
-		}
-		if fd, err := adopt(m.ForkFD); err == nil {
-			if err := v.src.AddVeilFD(fd); err != nil {
-				v.log.Error("a forked child cannot be followed: it stops where it gives memory up", "err", err)
-			}
-		} // else it had been taken up already
-	}
-}
-
-// Recover goes on where a pager that was killed may have been. Call it before Run,
-// with the file being served: it may wait for pages.
-func (v *Veil) Recover() error {
-	if err := v.cfg.Invalidate(everything); err != nil {
-		return err
-	}
-	if v.src.Stopping() {
-		return v.standing()
-	}
-	v.moves = nil
-	v.src.ClearVeilEvents()
-	return nil
 }

@@ -99,18 +99,28 @@ func (v *Veil) scan(pid int) (out []sight, err error) {
 	return out, nil
 }
 
-// lost is what pid saw and does not see any more. moves, called when that has been
-// looked at, tells which moves there are: of what was moved the thread is known, for it
-// waits.
-func (v *Veil) lost(pid int, moves func() []mover) (lost page.Set, err error) {
+// lost is what pid saw and does not see any more. What is moving is asked for when that
+// has been looked at: of what was moved the thread is known, for it waits.
+func (v *Veil) lost(pid int) (lost page.Set, err error) {
 	now, err := v.scan(pid)
 	if err != nil {
 		return lost, err
 	}
+	under, err := v.moving()
+	if err != nil {
+		return lost, err
+	}
+	for _, m := range v.moves {
+		if !slices.Contains(under, m) {
+			under = append(under, m)
+		}
+	}
+	under = slices.DeleteFunc(under, func(m mover) bool { return slices.Contains(v.followed, m) })
 	v.memory.mu.Lock()
 	defer v.memory.mu.Unlock()
 	s := v.of(pid)
 	was, before := s.sights, s.src()
+	old := was
 	s.sights = now
 	var there page.Set
 	for _, g := range now {
@@ -120,7 +130,6 @@ func (v *Veil) lost(pid int, moves func() []mover) (lost page.Set, err error) {
 	if !slices.Equal(was, now) {
 		v.memory.changed = true
 	}
-	under := moves()
 	// What is being unmapped may be gone, and show again by what has grown over it.
 	for _, m := range under {
 		if m.pid == pid && m.unmap {
@@ -129,7 +138,20 @@ func (v *Veil) lost(pid int, moves func() []mover) (lost page.Set, err error) {
 	}
 	for _, m := range under {
 		if m.pid == pid && !m.unmap {
-			err = errors.Join(err, v.follow(pid, s, was, &own, m.move))
+			found, ferr := v.follow(pid, s, was, &own, m.move)
+			if err = errors.Join(err, ferr); found {
+				v.followed = append(v.followed, m)
+			}
+		}
+	}
+	for _, m := range under {
+		if r := (page.Range{Start: m.from, End: m.from + m.old}); m.pid == pid && m.unmap && !sameAt(old, now, r) {
+			v.followed = append(v.followed, m)
+		}
+	}
+	for _, n := range now {
+		for _, r := range grown(n, old, now, &own) {
+			own.Add(r)
 		}
 	}
 	if !slices.Equal(s.own.Ranges(), own.Ranges()) {
@@ -143,7 +165,7 @@ func (v *Veil) lost(pid int, moves func() []mover) (lost page.Set, err error) {
 // follow finds where m has gone. What has grown is new and zero, where the file goes on
 // with what lay behind it; and zero is what was moved away, where it was not unmapped
 // (MREMAP_DONTUNMAP). The call waits, so nobody has looked there yet.
-func (v *Veil) follow(pid int, s *seen, was []sight, own *page.Set, m move) (err error) {
+func (v *Veil) follow(pid int, s *seen, was []sight, own *page.Set, m move) (found bool, err error) {
 	old := page.Range{Start: m.from, End: m.from + m.old}
 	var from, src page.Range
 	for _, w := range was {
@@ -152,7 +174,7 @@ func (v *Veil) follow(pid int, s *seen, was []sight, own *page.Set, m move) (err
 		}
 	}
 	if from.Empty() || from.Start != m.from {
-		return nil // nothing of ours, or seen to before
+		return false, nil // nothing of ours, or seen to before
 	}
 	for _, n := range s.sights {
 		if !n.src.Contains(src.Start) {
@@ -173,15 +195,63 @@ func (v *Veil) follow(pid int, s *seen, was []sight, own *page.Set, m move) (err
 			} else {
 				own.Remove(old)
 			}
+			// What ends where it was may grow over that, and nobody is told.
+			if slices.ContainsFunc(s.sights, func(g sight) bool { return g.at.End == m.from && g.src.End == src.Start }) {
+				now := page.NewSet(page.Range{Start: at, End: end})
+				now = page.Difference(&now, own)
+				for _, r := range now.Ranges() {
+					if oerr := v.cfg.Own(pid, r); oerr != nil {
+						err = errors.Join(err, oerr)
+						continue
+					}
+					own.Add(r)
+				}
+			}
 		}
 		if m.size > m.old {
 			err = errors.Join(err, v.fresh(pid, s, was, own, page.Range{Start: end, End: at + m.size}))
 		}
 		if at != m.from {
+			found = true // else it may not have happened yet
 			break
 		}
 	}
-	return err
+	return found, err
+}
+
+// grown are the parts of n, one of now, by which a mapping has grown in place since it was
+// was: of that no event tells. The file goes on there, with what others see, or saw; as
+// the program's own it is zero when it is settled. What has moved there is not seen any
+// more where it was.
+func grown(n sight, was, now []sight, own *page.Set) (out []page.Range) {
+	rest := page.NewSet(n.at)
+	rest = page.Difference(&rest, own)
+	for _, w := range was {
+		if at, src := w.part(n.at); !at.Empty() {
+			if _, is := n.part(at); is == src {
+				rest.Remove(at)
+			}
+		}
+	}
+	for _, r := range rest.Ranges() {
+		if r.Start == n.at.Start {
+			continue // it is not behind anything
+		}
+		_, src := n.part(r)
+		new := page.NewSet(r)
+		for _, w := range was {
+			x := w.src.Intersect(src)
+			if x.Empty() {
+				continue
+			}
+			if there := w.at.Start + (x.Start - w.src.Start); !showed(now, there, x.Start) {
+				start := r.Start + (x.Start - src.Start)
+				new.Remove(page.Range{Start: start, End: start + page.Addr(x.Bytes())})
+			}
+		}
+		out = append(out, new.Ranges()...)
+	}
+	return out
 }
 
 // showed reports whether the file showed address src at at.
@@ -219,6 +289,19 @@ func (v *Veil) fresh(pid int, s *seen, was []sight, own *page.Set, r page.Range)
 	return err
 }
 
+// sameAt reports whether both show the same at r.
+func sameAt(a, b []sight, r page.Range) bool {
+	at := func(sights []sight) (out []sight) {
+		for _, g := range sights {
+			if at, src := g.part(r); !at.Empty() {
+				out = append(out, sight{at, src})
+			}
+		}
+		return out
+	}
+	return slices.Equal(at(a), at(b))
+}
+
 // without are the parts of sights that are not at gone.
 func without(sights []sight, gone page.Set) (left []sight) {
 	for _, g := range sights {
@@ -247,6 +330,34 @@ func (v *Veil) doubles(pid int, at page.Range) bool {
 		}
 	}
 	return false
+}
+
+// Expected reports whether pid, which stands still, is known to see src at at. If not, a
+// mapping has grown over that in place: it is the program's own from now on.
+func (v *Veil) Expected(pid int, at, src page.Range) bool {
+	v.memory.mu.Lock()
+	defer v.memory.mu.Unlock()
+	s := v.of(pid)
+	rest := page.NewSet(at)
+	for _, w := range s.sights {
+		if a, is := w.part(at); !a.Empty() && is.Start == src.Start+(a.Start-at.Start) {
+			rest.Remove(a)
+		}
+	}
+	for _, r := range rest.Ranges() {
+		s.own.Add(r)
+		v.memory.changed = true
+	}
+	return rest.Empty()
+}
+
+// Again says that pid sees src at at by the file after all.
+func (v *Veil) Again(pid int, at, src page.Range) {
+	v.memory.mu.Lock()
+	defer v.memory.mu.Unlock()
+	s := v.of(pid)
+	s.sights = append(without(s.sights, page.NewSet(at)), sight{at, src})
+	v.memory.changed = true
 }
 
 // Settled says that pid sees parts of the source no longer by the file, but has them

@@ -37,6 +37,7 @@ func (v *Veil) restore(st VeilState) {
 		}
 		v.memory.by[p.PID] = s
 	}
+	v.movesSaved = len(st.Moves) > 0
 	for _, m := range st.Moves {
 		v.moves = append(v.moves, mover{m.PID, move{m.From, m.Old, m.Size, m.Stays, m.Unmap}})
 	}
@@ -64,11 +65,12 @@ func (v *Veil) save() error {
 	if err := v.cfg.Save(st); err != nil {
 		return err
 	}
-	v.memory.changed = false
+	v.memory.changed, v.movesSaved = false, len(st.Moves) > 0
 	return nil
 }
 
-// forget drops what is known of processes that are not there any more.
+// forget drops what is known of processes that are not there any more, and takes up new
+// ones: they see what their parent saw, before what it has done since is looked at.
 func (v *Veil) forget(pids []int) {
 	v.memory.mu.Lock()
 	defer v.memory.mu.Unlock()
@@ -77,5 +79,8 @@ func (v *Veil) forget(pids []int) {
 			delete(v.memory.by, pid)
 			v.memory.changed = true
 		}
+	}
+	for _, pid := range pids {
+		v.of(pid)
 	}
 }

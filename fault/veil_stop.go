@@ -9,10 +9,22 @@ import (
 	"github.com/pageferry/pageferry/pagestore"
 )
 
+// begin begins to stop the program. Who takes over then goes by the moves that were saved:
+// those of an earlier time would be taken for what is under way now.
+func (v *Veil) begin() error {
+	if v.movesSaved && len(v.moves) == 0 {
+		v.memory.setChanged()
+		if err := v.save(); err != nil {
+			return err
+		}
+	}
+	v.src.SetStopping(true)
+	return v.cfg.Freeze()
+}
+
 // standing deals with all events that there are, the program standing still.
 func (v *Veil) standing() error {
-	v.src.SetStopping(true)
-	if err := v.cfg.Freeze(); err != nil {
+	if err := v.begin(); err != nil {
 		return err
 	}
 	return v.finish()
@@ -21,8 +33,7 @@ func (v *Veil) standing() error {
 // held deals with the events that there are of the one process, whose userfaultfd is fd,
 // while nobody returns to it from a call.
 func (v *Veil) held(fd int) error {
-	v.src.SetStopping(true)
-	if err := v.cfg.Freeze(); err != nil {
+	if err := v.begin(); err != nil {
 		return err
 	}
 	for {
@@ -57,6 +68,7 @@ func (v *Veil) held(fd int) error {
 
 // letGo lets the program go on. In this order: nobody else would thaw it.
 func (v *Veil) letGo() error {
+	v.followed = nil
 	err := v.cfg.Thaw()
 	v.src.SetStopping(false)
 	return err
@@ -99,9 +111,13 @@ func (v *Veil) finish() error {
 
 // apply gives up what the events say. Nobody executes anything.
 func (v *Veil) apply() error {
-	pids, err := v.cfg.Processes()
+	spaces, err := v.spaces()
 	if err != nil {
 		return err
+	}
+	pids := make([]int, len(spaces))
+	for i := range spaces {
+		pids[i] = spaces[i][0]
 	}
 	v.forget(pids)
 	var src page.Set // that is given up
@@ -132,7 +148,7 @@ func (v *Veil) apply() error {
 		}
 	}
 	for _, pid := range pids {
-		lost, lerr := v.lost(pid, func() []mover { return v.moves })
+		lost, lerr := v.lost(pid)
 		err = errors.Join(err, lerr)
 		src = page.Union(&src, &lost)
 	}

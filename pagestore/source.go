@@ -41,6 +41,9 @@ func newIndex(rs []page.Range) Index {
 	return x
 }
 
+// Set is all pages of the index. It must not be changed.
+func (x *Index) Set() page.Set { return page.NewSet(x.r...) }
+
 // Len is the number of pages.
 func (x *Index) Len() int { return x.n }
 

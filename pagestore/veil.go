@@ -76,7 +76,17 @@ func (s *Source) GivenUp(i int) bool {
 	return b != nil && b.AtomicGet(i)
 }
 
-// AllGivenUp are the pages of r that were.
+// NotGivenUp reports whether s has a page of r that was not.
+func (s *Source) NotGivenUp(r page.Range) (found bool) {
+	b := s.givenUp()
+	s.Each(r, func(p page.Range, first int) {
+		end := first + p.Pages()
+		found = found || b == nil || b.NextClear(first, end) < end
+	})
+	return found
+}
+
+// AllGivenUp are the pages of r that were, of those that s has.
 func (s *Source) AllGivenUp(r page.Range) (out page.Set) {
 	b := s.givenUp()
 	if b == nil {
