@@ -1,6 +1,7 @@
 package checkpoint
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stopLimit is how long a thread may take to stop.
+// stopLimit is how long a thread may take to stop, where nobody says otherwise (patience).
 const stopLimit = 2 * time.Second
 
 // Isolate moves the process into a child cgroup of its own. Do it long before the
@@ -111,7 +112,7 @@ func (s *Session) usable() error {
 	return nil
 }
 
-// Freeze stops every thread. On error the process runs on.
+// Freeze stops every thread, also where one takes its time. On error the process runs on.
 func (s *Session) Freeze(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -129,16 +130,16 @@ func (s *Session) freeze(ctx context.Context) error {
 		return fmt.Errorf("%w: frozen already", ErrState)
 	}
 	s.signals = nil
-	var err error
-	if s.survey == nil || time.Since(s.survey.at) > surveyAge {
-		if s.survey, err = takeSurvey(s.pid); err != nil {
-			return err
-		}
-	}
 	if err := s.openMemory(); err != nil {
 		return err
 	}
-	if err = s.stop(ctx); err != nil {
+	err := s.stopPatiently(ctx, func() (err error) {
+		if s.survey == nil || time.Since(s.survey.at) > surveyAge {
+			s.survey, err = takeSurvey(s.pid)
+		}
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	if err = s.sameProgram(); err != nil {
@@ -256,7 +257,7 @@ func (s *Session) seize(tid int) (bool, error) {
 // delivered is, and its handler then has not run yet when the stop comes. A
 // thread that has ended gets tid 0.
 func (s *Session) awaitStop(ctx context.Context, t *thread) error {
-	deadline := time.Now().Add(stopLimit)
+	deadline := time.Now().Add(cmp.Or(s.patience, stopLimit))
 	for tries := 0; ; tries++ {
 		ws, ok, err := sys.WaitStopNow(t.tid)
 		switch {
@@ -273,7 +274,7 @@ func (s *Session) awaitStop(ctx context.Context, t *thread) error {
 				return err
 			}
 			if time.Now().After(deadline) {
-				return fmt.Errorf("%w (thread %d)", ErrStuck, t.tid)
+				return s.stuck(t.tid)
 			}
 			if tries > 2 {
 				// No other way to wait with a limit: a thread in a vfork or on
@@ -294,6 +295,13 @@ func (s *Session) awaitStop(ctx context.Context, t *thread) error {
 			return s.keepCall(t.tid)
 		case 0:
 			sig = ws.StopSignal()
+		}
+		// A stop for a signal takes the one that was asked for away, if that was asked
+		// for while the signal was being fetched (ptrace_stop, kernel/signal.c; for that
+		// of a POSIX timer the kernel lets go of the lock meanwhile). So it is asked for
+		// again, before the thread can get anywhere.
+		if err := sys.PtraceInterrupt(t.tid); err != nil && err != unix.ESRCH {
+			return fmt.Errorf("interrupt thread %d: %w", t.tid, err)
 		}
 		if err := sys.PtraceCont(t.tid, sig); err != nil && err != unix.ESRCH {
 			return fmt.Errorf("deliver %v to thread %d: %w", unix.SignalName(sig), t.tid, err)

@@ -8,7 +8,8 @@ import (
 )
 
 // Pause stops every thread until Resume, by ptrace: should this program end, the
-// process runs on. Calls that it was in go on as if nothing had been.
+// process runs on. A thread that takes its time is waited for as by Freeze. Calls that
+// it was in go on as if nothing had been.
 func (s *Session) Pause(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -31,7 +32,7 @@ func (s *Session) pause(ctx context.Context) error {
 	if err := s.openMemory(); err != nil {
 		return err
 	}
-	return s.stop(ctx)
+	return s.stopPatiently(ctx, func() error { return nil })
 }
 
 // Resume lets a process run that Pause has stopped. Idempotent.

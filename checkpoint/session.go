@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/pageferry/pageferry/checkpoint/cgroup"
 	"github.com/pageferry/pageferry/checkpoint/image"
@@ -54,8 +55,10 @@ type Session struct {
 	killed   bool
 	closed   bool
 	tr       *proc.Tracer
-	threads  []*thread // ptrace-stopped, the leader first
-	stopped  bool      // by a stop signal, before the freeze
+	threads  []*thread     // ptrace-stopped, the leader first
+	patience time.Duration // how long each of them may take to stop; 0 means stopLimit
+	since    time.Time     // when Freeze stopped them
+	stopped  bool          // by a stop signal, before the freeze
 	stopSig  unix.Signal
 	waits    map[int]wait // calls that Pause has interrupted, by thread; nil before
 	survey   *survey

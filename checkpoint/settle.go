@@ -53,11 +53,17 @@ type SettleConfig struct {
 	Backing func(m proc.Mapping) Backing
 	// Stopped, if set, is called while the process stands still, after all its
 	// threads have stopped and before anything is read: the caller unregisters the
-	// parts and their shadows from its userfaultfd, if it has one. zeroed are
-	// addresses in the shadows whose content the program has given up
-	// (MADV_DONTNEED): there it gets zeros where it has not written since. The session
-	// is locked meanwhile.
+	// shadows of the parts from its userfaultfd, if it has one. zeroed are
+	// all addresses in the shadows at which the mapping shows zeros where the program has
+	// not written: what it has given up (MADV_DONTNEED), and what never had content. There
+	// may be something in the shadow nevertheless, that it had written when it was copied
+	// there. The session is locked meanwhile.
 	Stopped func(ctx context.Context, parts []SettlePart) (zeroed page.Set, err error)
+	// Certain, if set, is called in the same stop with parts of which Stopped was told, at
+	// the moment from which on they will be replaced whatever becomes of this program: only
+	// then may the mappings themselves be unregistered. Until then the process may find
+	// itself running with them as they are.
+	Certain func(ctx context.Context, parts []SettlePart) error
 	// Kept, if set, is called in the same stop with parts that Stopped was told of and
 	// that have not been replaced.
 	Kept func(parts []SettlePart)
@@ -70,7 +76,7 @@ type SettleConfig struct {
 	// has all that is copied as its own. So where there is such a process it fails, and
 	// what is written is copied in stops, as it is where Early is not set.
 	Early func(ctx context.Context, parts []SettlePart) error
-	// Moves says that Stopped leaves mappings registered that have SettlePart.Aside, and
+	// Moves says that Certain leaves mappings registered that have SettlePart.Aside, and
 	// that what the userfaultfd tells of their move there, and of their end, is read
 	// meanwhile: the calls wait for that. To unregister memory for write protection
 	// takes the kernel 0.11 us for each page, so a stop replaces much more then.
@@ -81,6 +87,10 @@ type SettleConfig struct {
 	// Limit is how long the process may stand still at once; 0 means 2 ms. What one
 	// stop costs beyond our control (hundreds of threads) can exceed it.
 	Limit time.Duration
+	// Patience is how long the threads may take to stop, while those that have stand
+	// still; 0 means up to 50 ms. Tries is how often in a row that may fail; 0 means 100.
+	Patience time.Duration
+	Tries    int
 	// Run is how long the process runs between two stops, as a multiple of the time
 	// that it stood still; 0 means 1.
 	Run float64
@@ -98,6 +108,12 @@ type SettleConfig struct {
 func (c *SettleConfig) defaults() {
 	if c.Limit == 0 {
 		c.Limit = 2 * time.Millisecond
+	}
+	if c.Patience == 0 {
+		c.Patience = settlePatienceMost
+	}
+	if c.Tries == 0 {
+		c.Tries = settleFails
 	}
 	if c.Run == 0 {
 		c.Run = 1
@@ -210,7 +226,7 @@ func NewSettler(s *Session, cfg SettleConfig) (*Settler, error) {
 		return nil, &Error{"settle", s.pid, errors.New("nothing says what stands behind its mappings")}
 	}
 	cfg.defaults()
-	return &Settler{s: s, cfg: cfg, cost: settleCost{slow: 2}, patience: settlePatience, bad: map[string]error{}}, nil
+	return &Settler{s: s, cfg: cfg, cost: settleCost{slow: 2, told: costTold}, patience: min(settlePatience, cfg.Patience), bad: map[string]error{}}, nil
 }
 
 // settleTries is how many rounds in a row may settle nothing.

@@ -23,6 +23,7 @@ const (
 	costLook   = 3 * time.Nanosecond   // a page whose protection is looked at
 	costShift  = 300 * time.Nanosecond // a table of pages, moved twice
 	earlyTries = 5                     // rounds
+	lookAtOnce = 256 << 10             // bytes between pages that one call looks at
 	walkAtOnce = 32 << 20              // of page tables that are protected, for the lock is held
 )
 
@@ -130,8 +131,25 @@ func (t *Settler) openPages(r page.Range, s *sure, f func(page.Range, proc.PageK
 		return err
 	}
 	protected(r.End)
-	for _, o := range all {
-		if err := t.pm.Kinds(o, f); err != nil {
+	for len(all) > 0 {
+		// Those that lie close together are looked at in one call.
+		n, w := 1, all[0]
+		for ; n < len(all) && all[n].Start-w.End < lookAtOnce; n++ {
+			w.End = all[n].End
+		}
+		few := all[:n]
+		all = all[n:]
+		if err := t.pm.Kinds(w, func(r page.Range, k proc.PageKind) {
+			for len(few) > 0 && few[0].End <= r.Start {
+				few = few[1:]
+			}
+			for _, o := range few {
+				if o.Start >= r.End {
+					break
+				}
+				f(o.Intersect(r), k)
+			}
+		}); err != nil {
 			return err
 		}
 	}
@@ -141,7 +159,8 @@ func (t *Settler) openPages(r page.Range, s *sure, f func(page.Range, proc.PageK
 // copyEarly reports whether it has: then what the shadow of p lacks is what openPages
 // tells.
 func (t *Settler) copyEarly(ctx context.Context, p *piece) (ok bool, err error) {
-	enough := int((t.budget() - p.fixed) / costOwn / 2)
+	budget := t.budget()
+	enough := int(max(budget-p.fixed, budget/4) / costOwn / 2)
 	if ok = p.ahead; !ok {
 		p.sure = newSure(p.Range)
 	}
@@ -268,22 +287,18 @@ func (t *Settler) whole(p *piece) error {
 	return err
 }
 
-// ownOf are the process's own pages of f's mapping among those that zeroed, addresses in
-// its shadow, names.
+// ownOf are the process's own pages of f's mapping, as far as zeroed, addresses in its
+// shadow, reaches. Not f.own: that lacks those that were copied ahead, and those that who
+// sees what other processes give up has made its own since.
 func (t *Settler) ownOf(f *found, zeroed []page.Range) (own page.Set, err error) {
-	if !f.ahead {
-		return page.NewSet(f.own...), nil
+	if len(zeroed) == 0 {
+		return own, nil
 	}
-	// Those that are in the shadow already are not in f.own.
-	for _, z := range zeroed {
-		err := t.pm.Kinds(from(z, f.Start+z.Start-f.shadow), func(r page.Range, k proc.PageKind) {
-			if k == proc.PageOwn {
-				own.Add(r)
-			}
-		})
-		if err != nil {
-			return own, err
+	all := page.Range{Start: zeroed[0].Start, End: zeroed[len(zeroed)-1].End}
+	err = t.pm.Kinds(from(all, f.Start+all.Start-f.shadow), func(r page.Range, k proc.PageKind) {
+		if k == proc.PageOwn {
+			own.Add(r)
 		}
-	}
-	return own, nil
+	})
+	return own, err
 }

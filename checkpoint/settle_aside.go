@@ -113,7 +113,7 @@ func (t *Settler) away(ctx context.Context) error {
 func (t *Settler) sweep(ctx context.Context, s *page.Set) error {
 	for !s.Empty() {
 		var few []page.Range
-		left := t.budget()
+		left := t.cost.room(t.cfg.Limit, t.cost.fixed)
 		guess := time.Duration(0)
 		for _, r := range s.Ranges() {
 			if guess >= left || len(few) == mostShadows {
@@ -174,7 +174,7 @@ func (t *Settler) unmap(ctx context.Context, rs []page.Range, guess time.Duratio
 		}
 		began := time.Now()
 		err := b.Run(tids[0])
-		t.cost.worked(guess, time.Since(began))
+		t.cost.halted(guess, time.Since(began))
 		return err
 	}
 	inject.Point("settle-unmap")

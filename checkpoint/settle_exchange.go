@@ -19,8 +19,9 @@ import (
 func (t *Settler) exchange(ctx context.Context, tids []int, now []piece) (back []piece, err error) {
 	began := time.Now()
 	t.held = 0
+	told := time.Duration(0)
 	t.look.Again()
-	var todo []found
+	var list []found
 	var guess time.Duration
 	// What the program has written since the plan was made may be much.
 	budget := t.budget() * 5 / 4
@@ -51,34 +52,34 @@ func (t *Settler) exchange(ctx context.Context, tids []int, now []piece) (back [
 			back = append(back, rest)
 		}
 		guess += f.guess
-		todo = append(todo, f)
+		list = append(list, f)
 	}
-	if len(todo) == 0 {
+	if len(list) == 0 {
 		return back, nil
 	}
 	var zeroed page.Set
 	if t.cfg.Stopped != nil {
-		parts := make([]SettlePart, len(todo))
-		for i := range todo {
-			parts[i] = todo[i].part()
-		}
-		if zeroed, err = t.cfg.Stopped(ctx, parts); err != nil {
-			t.kept(todo)
-			return nil, fmt.Errorf("prepare %d parts: %w", len(parts), err)
+		before := time.Now()
+		zeroed, err = t.cfg.Stopped(ctx, parts(list))
+		told = time.Since(before)
+		t.cost.toldOf(told)
+		if err != nil {
+			t.kept(list)
+			return nil, fmt.Errorf("prepare %d parts: %w", len(list), err)
 		}
 	}
 	inject.Point("settle-copy")
-	err = t.copyOwn(tids[0], todo)
+	err = t.copyOwn(tids[0], list)
 	if err == nil {
 		inject.Point("settle-copied")
-		err = t.blank(tids[0], todo, &zeroed)
+		err = t.blank(tids[0], list, &zeroed)
 	}
 	if err == nil {
-		err = t.move(tids, todo)
+		err = t.move(ctx, tids, list)
 	} else {
-		t.kept(todo)
+		t.kept(list)
 	}
-	t.cost.worked(guess+costStop, time.Since(began)-t.held)
+	t.cost.worked(guess+costStop, time.Since(began)-t.held-told)
 	return back, err
 }
 
@@ -86,11 +87,15 @@ func (t *Settler) kept(fs []found) {
 	if t.cfg.Kept == nil || len(fs) == 0 {
 		return
 	}
-	parts := make([]SettlePart, len(fs))
+	t.cfg.Kept(parts(fs))
+}
+
+func parts(fs []found) []SettlePart {
+	out := make([]SettlePart, len(fs))
 	for i := range fs {
-		parts[i] = fs[i].part()
+		out[i] = fs[i].part()
 	}
-	t.cfg.Kept(parts)
+	return out
 }
 
 // current reports whether p is still what the round found, and shortens it to what
@@ -121,21 +126,25 @@ func ignoreGone(err error) error {
 }
 
 // move puts shadows in the place of mappings.
-func (t *Settler) move(tids []int, todo []found) error {
-	for len(todo) > 0 {
+func (t *Settler) move(ctx context.Context, tids []int, list []found) error {
+	for len(list) > 0 {
 		b := t.target.Batch()
-		moves := make([]moved, len(todo))
-		for i := range todo {
-			moves[i] = dress(b, &todo[i])
+		moves := make([]moved, len(list))
+		for i := range list {
+			moves[i] = dress(b, &list[i])
+		}
+		var certain func() error
+		if t.cfg.Certain != nil {
+			certain = func() error { return t.cfg.Certain(ctx, parts(list)) }
 		}
 		began := time.Now()
-		err := b.RunAlone(tids[0], tids[1:])
+		err := b.RunAlone(tids[0], tids[1:], certain)
 		if len(tids) > 1 {
 			t.held += time.Since(began) - b.Took()
 		}
 		done := 0
-		for ; done < len(todo); done++ {
-			f, m := &todo[done], moves[done]
+		for ; done < len(list); done++ {
+			f, m := &list[done], moves[done]
 			if _, e := m.mremap.Ret(); e == nil {
 				t.moved(f, m)
 			} else if !m.returned() {
@@ -143,22 +152,22 @@ func (t *Settler) move(tids []int, todo []found) error {
 			} else {
 				t.forgetAside(f)
 				t.skip(&f.piece, fmt.Errorf("its shadow cannot take its place: %w", e))
-				t.kept(todo[done : done+1])
+				t.kept(list[done : done+1])
 			}
 		}
-		if done == len(todo) {
+		if done == len(list) {
 			return err
 		}
 		if call := (*inject.CallError)(nil); err != nil && !errors.As(err, &call) {
-			t.kept(todo[done:])
+			t.kept(list[done:])
 			return err
 		}
-		f := &todo[done]
+		f := &list[done]
 		if e := t.mend(tids[0], f); e != nil {
 			t.skip(&f.piece, errors.Join(err, e))
-			t.kept(todo[done : done+1])
+			t.kept(list[done : done+1])
 		}
-		todo = todo[done+1:]
+		list = list[done+1:]
 	}
 	return nil
 }

@@ -53,7 +53,7 @@ func carried(t testing.TB, dir, program string) (cmd []string, original map[stri
 	}
 	original = map[string]string{}
 	for _, p := range list {
-		original[filepath.Join(dir, filepath.Base(p))] = p
+		original["/"+filepath.Base(p)] = p // as it is called in maps
 		b, err := os.ReadFile(p)
 		if err == nil {
 			err = os.WriteFile(filepath.Join(dir, filepath.Base(p)), b, 0o755)
@@ -72,7 +72,7 @@ func fromFiles(back func(proc.Mapping) Backing) func(proc.Mapping) Backing {
 			return b
 		}
 		return Backing{Read: func(_ context.Context, offset uint64, buf []byte) error {
-			f, err := os.Open(m.Name)
+			f, err := os.Open(filepath.Join(os.Getenv(envTmpfs), m.Name))
 			if err != nil {
 				return err
 			}
@@ -101,7 +101,7 @@ func TestSettleProgramAndLibraries(t *testing.T) {
 				t.Fatalf("only %d executable mappings come from the mount", text)
 			}
 			cfg := v.config()
-			image := filepath.Join(dir, "image")
+			const image = "/image"
 			cfg.Backing = func(m proc.Mapping) Backing {
 				if m.Name == image {
 					return v.backing(m)

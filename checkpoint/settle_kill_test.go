@@ -158,7 +158,7 @@ func TestSettlerKilledAhead(t *testing.T) {
 			start := func() (*veiled, func()) {
 				v := startVeiled(t, 3, 1024, 2, "uffd")
 				fd := v.trap(t, nil)
-				time.Sleep(50 * time.Millisecond) // to be written by then
+				v.written(t, 10)
 				return v, func() {
 					cfg := v.early(v.config(), fd, how == 2)
 					settleAll(t, v.Pid(), cfg, v.shadows()...)

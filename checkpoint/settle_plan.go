@@ -13,7 +13,8 @@ import (
 // What things cost in a stop, as a first guess; settleCost corrects all of it by one
 // factor that is measured.
 const (
-	costStop   = 200 * time.Microsecond // what the caller does in it, and to begin a batch
+	costStop   = 200 * time.Microsecond // to look at all anew, and to begin a batch
+	costTold   = 300 * time.Microsecond // what the caller does in it
 	costPiece  = 12 * time.Microsecond  // the calls for one mremap
 	costOwn    = 1000 * time.Nanosecond // a page that is copied, and given up at its old place
 	costFile   = 80 * time.Nanosecond   // a page of the file that is mapped
@@ -28,14 +29,21 @@ const (
 type settleCost struct {
 	slow  float64       // measured against guessed
 	fixed time.Duration // stopping and letting go of the threads
+	told  time.Duration // what the caller does in a stop
+	// wait is for processors, however little is done in a stop: on a machine that others
+	// keep busy it is nearly all of it.
+	wait time.Duration
 }
 
-func (c *settleCost) stopped(fixed time.Duration) {
-	if c.fixed == 0 || fixed > c.fixed {
-		c.fixed = (c.fixed + fixed) / 2
-		return
+func (c *settleCost) stopped(fixed time.Duration) { c.fixed = follow(c.fixed, fixed) }
+func (c *settleCost) toldOf(took time.Duration)   { c.told = follow(c.told, took) }
+
+// follow is what is expected of something that took so long before, and now so long.
+func follow(was, now time.Duration) time.Duration {
+	if was == 0 || now > was {
+		return (was + now) / 2
 	}
-	c.fixed -= (c.fixed - fixed) / 8
+	return was - (was-now)/8
 }
 
 // worked learns from a stop in which guess was expected.
@@ -43,10 +51,30 @@ func (c *settleCost) worked(guess, took time.Duration) {
 	if guess <= 0 {
 		return
 	}
-	// So that one stop in twelve takes longer than was thought. Not much more than
-	// fourfold, as what other programs on the machine cost a stop does not become less
-	// by doing less in it.
-	if float64(took) > c.slow*float64(guess) {
+	work := time.Duration(c.slow * float64(guess))
+	over := took - work - c.wait
+	if over > 0 && work < took/2 {
+		// Doing less would not make it shorter. But one such stop makes no busy machine.
+		c.wait += min(over/2, 2*costStop)
+		return
+	}
+	if over < 0 {
+		c.wait = max(c.wait+over/8, 0)
+	}
+	c.scaled(over > 0)
+}
+
+// halted learns from a stop of the main thread only. The others run meanwhile, and what
+// it does takes as many times longer as there are who want its processor.
+func (c *settleCost) halted(guess, took time.Duration) {
+	c.scaled(float64(took) > c.slow*float64(guess))
+}
+
+// scaled sees to it that one stop in twelve takes longer than was thought. Not much more
+// than fourfold, as what other programs on the machine cost a stop does not become less by
+// doing less in it.
+func (c *settleCost) scaled(longer bool) {
+	if longer {
 		c.slow *= 1.25
 	} else {
 		c.slow *= 0.98
@@ -56,10 +84,15 @@ func (c *settleCost) worked(guess, took time.Duration) {
 
 // budget is how much work may be guessed for a stop.
 func (t *Settler) budget() time.Duration {
-	// A third is left for what cannot be foreseen. Where stopping the threads takes more
-	// than that, doing less in a stop makes more such stops.
-	b := max(t.cfg.Limit*2/3-t.cost.fixed, min(t.cost.fixed/2, 2*t.cfg.Limit), costLeast)
-	b = time.Duration(float64(b) / t.cost.slow)
+	return t.cost.room(t.cfg.Limit, t.cost.fixed+t.cost.told+t.cost.wait)
+}
+
+// room is how much of limit is left for work where a stop takes idle without any.
+func (c *settleCost) room(limit, idle time.Duration) time.Duration {
+	// A third is left for what cannot be foreseen. Where stopping the threads and waiting
+	// takes more than that, doing less in a stop makes more such stops.
+	b := max(limit*2/3-idle, min(idle/2, 2*limit), costLeast)
+	b = time.Duration(float64(b) / c.slow)
 	return max(b-costStop, b/2)
 }
 
@@ -77,7 +110,7 @@ var errEnough = errors.New("enough")
 // where all of it fits.
 func (t *Settler) scan(p piece, budget time.Duration) (f found, rest piece, err error) {
 	// What no page table is there for costs next to nothing, and looking at it does.
-	window, kinds := page.Addr(2*table), t.pm.Kinds
+	window, kinds, limit := page.Addr(2*table), t.pm.Kinds, p.End
 	file, tables, move := costFile, costTable, time.Duration(0)
 	f = found{piece: p, guess: costPiece}
 	switch aligned := (p.shadow-p.Start)&(table-1) == 0; {
@@ -88,7 +121,8 @@ func (t *Settler) scan(p piece, budget time.Duration) (f found, rest piece, err 
 			return t.openPages(r, p.sure, found)
 		}
 		file, tables = 0, 0
-		f.guess = p.fixed
+		limit, f.guess = p.fit(budget)
+		budget = max(budget, f.guess+budget/4)
 	case !aligned:
 		move = costMove
 	}
@@ -97,8 +131,8 @@ func (t *Settler) scan(p piece, budget time.Duration) (f found, rest piece, err 
 	}
 	end := p.Start
 	cut := false
-	for end < p.End && !cut && (f.guess <= budget || end == p.Start) {
-		w := page.Range{Start: end, End: min(p.End, (end+window)&^(window-1))}
+	for end < limit && !cut && (f.guess <= budget || end == p.Start) {
+		w := page.Range{Start: end, End: min(limit, (end+window)&^(window-1))}
 		end = w.End
 		empty := true
 		err := kinds(w, func(r page.Range, k proc.PageKind) {
@@ -148,6 +182,18 @@ func (t *Settler) scan(p piece, budget time.Duration) (f found, rest piece, err 
 	f.piece, rest = p.cut(end)
 	f.own, f.guards = upTo(f.own, end), upTo(f.guards, end)
 	return f, rest, nil
+}
+
+// fit is how much of p, whose pages were copied ahead, can be replaced for budget if
+// hardly anything has to be copied in the stop, and what that is guessed to take. fixed was
+// guessed when a stop may have had more room, on a machine that was less busy.
+func (p *piece) fit(budget time.Duration) (end page.Addr, guess time.Duration) {
+	if p.fixed <= budget {
+		return p.End, p.fixed
+	}
+	n := page.Addr(float64(p.Bytes()) * float64(budget) * 3 / 4 / float64(p.fixed))
+	end = min((max(p.Start+n, p.Start+table))&^(table-1), p.End)
+	return end, time.Duration(float64(p.fixed) * float64(end-p.Start) / float64(p.Bytes()))
 }
 
 func join(rs []page.Range, r page.Range) []page.Range {
@@ -222,7 +268,7 @@ func (t *Settler) settle(ctx context.Context, queue []piece) error {
 		switch {
 		case errors.Is(err, errNoStop):
 			queue = append(now, queue...)
-			if t.fails > settleFails {
+			if t.fails >= t.cfg.Tries {
 				return err
 			}
 		case err != nil:
@@ -278,7 +324,7 @@ const settleFails = 100
 func (t *Settler) again(ctx context.Context, f func(tids []int) error) error {
 	for {
 		err := t.stop(ctx, f)
-		if !errors.Is(err, errNoStop) || t.fails > settleFails {
+		if !errors.Is(err, errNoStop) || t.fails >= t.cfg.Tries {
 			return err
 		}
 	}

@@ -109,7 +109,7 @@ func (t *Settler) stopSome(ctx context.Context, main bool, f func(tids []int) er
 		t.rep.Failed++
 		t.fails++
 		if ctx.Err() == nil && (errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrStuck)) {
-			t.patience = min(2*t.patience, settlePatienceMost)
+			t.patience = min(2*t.patience, t.cfg.Patience)
 			return fmt.Errorf("%w: %w", errNoStop, err)
 		}
 		return err

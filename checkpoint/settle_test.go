@@ -3,6 +3,7 @@ package checkpoint
 import (
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -15,19 +16,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// private mounts a tmpfs for the test alone, whose device stands for that of a FUSE
-// mount, and returns it.
+// envTmpfs tells settlers in processes of their own where that is, which maps does not.
+const envTmpfs = "PAGEFERRY_TEST_TMPFS"
+
+// privateTmpfs makes a tmpfs whose device stands for that of a FUSE mount, and returns
+// it. It is mounted nowhere: nothing is left of it, however the test ends.
 func privateTmpfs(t testing.TB) (dir string, dev uint64) {
 	t.Helper()
-	dir = t.TempDir()
-	if err := unix.Mount("pageferry-test", dir, "tmpfs", 0, ""); err != nil {
+	open, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
+	defer unix.Close(open)
+	if err := unix.FsconfigCreate(open); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Fsmount(open, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	dir = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)
+	t.Setenv(envTmpfs, dir)
 	var st unix.Stat_t
 	if err := unix.Stat(dir, &st); err != nil {
 		t.Fatal(err)

@@ -51,7 +51,7 @@ func TestSettleAhead(t *testing.T) {
 				testutil.NoLeaks(t)
 				v := startVeiled(t, 8, 4096, threads, "uffd")
 				fd := v.trap(t, nil)
-				time.Sleep(200 * time.Millisecond) // to be written by then
+				v.written(t, 10)
 				rep := settleAll(t, v.Pid(), v.early(v.config(), fd, moves), v.shadows()...)
 				t.Log(&rep)
 				if rep.Early == 0 {
@@ -173,7 +173,7 @@ func TestSettleWhole(t *testing.T) {
 			testutil.NoLeaks(t)
 			v := startGrowing(t, 16<<10, 3, 1)
 			fd := v.trap(t, nil)
-			time.Sleep(300 * time.Millisecond)
+			v.written(t, 100)
 			cfg := v.early(v.config(), fd, moves)
 			cfg.Limit = 20 * time.Millisecond // others may have the processors
 			cfg.Slice = 1 << 30
@@ -219,7 +219,7 @@ func TestSettledAsideComesBack(t *testing.T) {
 			start := func() *veiled {
 				v := startGrowing(t, pages, 2, 1, "seal")
 				v.trap(t, nil)
-				time.Sleep(100 * time.Millisecond) // to be written by then
+				v.written(t, 10)
 				return v
 			}
 			v := start()

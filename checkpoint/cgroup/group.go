@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -64,6 +65,23 @@ func (g Group) Procs() ([]int, error) {
 		out = append(out, pid)
 	}
 	return out, nil
+}
+
+// AllProcs lists the processes of the group and of all below it, as far as those are
+// there still.
+func (g Group) AllProcs() (out []int, err error) {
+	err = filepath.WalkDir(g.dir, func(name string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			var pids []int
+			pids, err = Group{name}.Procs()
+			out = append(out, pids...)
+		}
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) { // removed meanwhile
+			return nil
+		}
+		return err
+	})
+	return out, err
 }
 
 // Freeze freezes all processes of the group and waits until no thread of theirs

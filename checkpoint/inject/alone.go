@@ -30,16 +30,25 @@ const (
 //  3. the gate is shut
 //  4. tid gets the batch
 //
+// certain, if not nil, is called then: from there on all calls will be made, whatever
+// becomes of the tracer. Where it fails none is.
+//
 // When it returns the others are as they were.
-func (b *Batch) RunAlone(tid int, others []int) (err error) {
+func (b *Batch) RunAlone(tid int, others []int, certain func() error) (err error) {
 	t := b.t
+	b.certain = certain
 	t.tr.Do(func() { err = t.runAlone(Job{tid, b}, others) })
 	b.finish()
 	return err
 }
 
 func (t *Target) runAlone(j Job, others []int) error {
-	if t.idle != 0 || len(others) == 0 {
+	if t.idle != 0 && j.Batch.certain != nil {
+		if err := j.Batch.certain(); err != nil {
+			return err
+		}
+	}
+	if t.idle != 0 || len(others) == 0 && j.Batch.certain == nil {
 		return runAll([]Job{j})
 	}
 	if err := t.load([]Job{j}); err != nil {
@@ -67,6 +76,15 @@ func (t *Target) runAlone(j Job, others []int) error {
 			err = t.gone(fmt.Errorf("set the registers of thread %d: %w", th.tid, err))
 		}
 	}
+	var refused error
+	if err == nil && j.Batch.certain != nil {
+		if refused = j.Batch.certain(); refused != nil {
+			r.R13 = 0
+			if err = sys.PtraceSetRegs(th.tid, &r); err != nil {
+				err = t.gone(fmt.Errorf("set the registers of thread %d: %w", th.tid, err))
+			}
+		}
+	}
 	if err == nil {
 		Point("gate-batch")
 		began := time.Now()
@@ -85,7 +103,7 @@ func (t *Target) runAlone(j Job, others []int) error {
 			err = errors.Join(err, t.releaseThread(o))
 		}
 	}
-	if err != nil {
+	if err = errors.Join(err, refused); err != nil {
 		return err
 	}
 	if err := t.fetch([]Job{j}); err != nil {
@@ -170,7 +188,7 @@ func (t *Target) beginAt(tids []int) ([]*thread, error) {
 	return threads, nil
 }
 
-// rseqArea is where a thread has its struct rseq, 0 for nowhere. It lies in the memory
+// rseqArea is where a thread has its struct rseq, 0 if it has none. It lies in the memory
 // that the thread's FS register leads to, so it is asked for once for each of those.
 func (t *Target) rseqArea(tid int, fs uint64) (uint64, error) {
 	if a, ok := t.rseq[tid]; ok && a.fs == fs {

@@ -3,6 +3,7 @@ package inject
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -96,7 +97,7 @@ func TestRunAlone(t *testing.T) {
 		}
 		// What was started comes to its end.
 		switch name {
-		case "gate-batch", "gate-running", "gate-ran", "release", "release-mask", "release-regs", "":
+		case "gate-certain", "gate-batch", "gate-running", "gate-ran", "release", "release-mask", "release-regs", "":
 			testutil.Eventually(t, 10*time.Second, func() error {
 				b, err := os.ReadFile(file)
 				if err == nil && len(b) < 2*page.Size {
@@ -171,9 +172,21 @@ func dieAlone(t *testing.T, pid int, at page.Addr, n int, name *string) (err err
 			runtime.Goexit() // on the tracer's thread, which ends
 		}
 	}
-	err = b.RunAlone(pid, tids[1:])
+	err = b.RunAlone(pid, tids[1:], func() error {
+		Point("gate-certain")
+		return nil
+	})
 	if *name == "" {
 		KillPoint = nil
+		refused := errors.New("refused")
+		no := tg.Batch()
+		call := no.Call(unix.SYS_FTRUNCATE, 7, 0)
+		if e := no.RunAlone(pid, tids[1:], func() error { return refused }); !errors.Is(e, refused) {
+			t.Errorf("a batch that is refused: %v", e)
+		}
+		if _, e := call.Ret(); e == nil {
+			t.Error("a batch that is refused was made")
+		}
 		for _, tid := range tids[1:] {
 			letGo(t, tr, tid)
 		}

@@ -27,6 +27,8 @@ type Batch struct {
 	err    error
 	done   bool
 	took   time.Duration
+	// certain: see RunAlone.
+	certain func() error
 }
 
 // Batch begins an empty batch. Discard it if it will not be run.

@@ -173,7 +173,7 @@ func rebuildAt(t *testing.T, p *testutil.Process, sn *snapshot, adapt func(*Conf
 	t.Helper()
 	cfg := config(t)
 	adapt(&cfg)
-	ctx, trap := timed(t), serve(sn)
+	ctx, trap := timed(t), serve(t, sn)
 	s, err := Prepare(ctx, cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -243,9 +243,9 @@ func TestHomeless(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		trap := serve(sn)
+		trap := serve(t, sn)
 		err = s.Rebuild(timed(t), sn.img, sn.mem, trap)
-		if trap.uffd != nil {
+		if trap.trap != nil {
 			trap.resident(t)
 		}
 		for _, name := range names {

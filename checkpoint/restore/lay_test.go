@@ -118,10 +118,7 @@ func TestLand(t *testing.T) {
 			if kept == 0 || stale == 0 {
 				t.Fatalf("%d right and %d stale pages were landed", kept, stale)
 			}
-			var asked uint64
-			for _, g := range trap.segs {
-				asked += g.Bytes() >> page.Shift
-			}
+			asked := uint64(trap.st.Missing(true))
 			check()
 			trap.resident(t)
 			check()

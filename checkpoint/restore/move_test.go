@@ -2,6 +2,7 @@ package restore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -13,9 +14,10 @@ import (
 
 	"github.com/pageferry/pageferry/checkpoint"
 	"github.com/pageferry/pageferry/checkpoint/image"
-	"github.com/pageferry/pageferry/internal/sys"
+	"github.com/pageferry/pageferry/fault"
 	"github.com/pageferry/pageferry/internal/testutil"
 	"github.com/pageferry/pageferry/page"
+	"github.com/pageferry/pageferry/pagestore"
 )
 
 // snapshot is a frozen process taken away whole: image and content.
@@ -75,7 +77,11 @@ func takeWith(t *testing.T, p *testutil.Process, look func(*checkpoint.Session, 
 	}
 	for _, set := range []*page.Set{&mem[0].Lazy, &mem[0].Eager} {
 		for _, r := range set.Ranges() {
-			b := make([]byte, r.Bytes())
+			b, err := unix.Mmap(-1, 0, int(r.Bytes()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = unix.Munmap(b) })
 			if err := s.ReadPages(0, []page.Range{r}, b); err != nil {
 				t.Fatal(err)
 			}
@@ -98,185 +104,151 @@ func takeWith(t *testing.T, p *testutil.Process, look func(*checkpoint.Session, 
 }
 
 // server is a Trap that serves a snapshot: eager pages at once, the others on
-// demand and, once fill is closed, all the rest.
+// demand and, once fill is closed, all the rest. What the events of a userfaultfd mean is
+// not for a test to say: the one that the pager has is behind it.
 type server struct {
 	sn   *snapshot
-	uffd *os.File
-	fill chan struct{}
-	done chan error // closed when every page is there
+	st   *pagestore.Store
+	trap *fault.Trap
+	done chan error // of the goroutines that serve
 
-	segs   []segment    // of run
 	faults atomic.Int64 // with content
 	eager  uint64       // pages
 }
 
-// segment is content and where it belongs now.
-type segment struct {
-	page.Range
-	b []byte
+func serve(t *testing.T, sn *snapshot) *server {
+	s := &server{sn: sn, done: make(chan error, 2)}
+	t.Cleanup(func() {
+		if err := s.end(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
 }
 
-func serve(sn *snapshot) *server {
-	return &server{sn: sn, fill: make(chan struct{}), done: make(chan error, 1)}
-}
-
-func (s *server) Adopt(_ context.Context, a Adoption) error {
-	defer a.Mem.Close()
-	for i, r := range s.sn.ranges {
-		part := func(x page.Range) []byte { return s.sn.content[i][x.Start-r.Start : x.End-r.Start] }
-		for _, x := range a.Memory.Eager.Intersect(r) {
-			s.eager += uint64(x.Pages())
-			if i := slices.IndexFunc(a.Regions, func(g Region) bool { return g.Contains(x.Start) }); a.Regions[i].Kind == RegionUFFD {
-				if n, err := sys.UffdCopy(int(a.UFFD.Fd()), uint64(x.Start), part(x), 0); err != nil || n != int64(x.Bytes()) {
-					return fmt.Errorf("eager pages %v: %d, %w", x, n, err)
-				}
-				continue
-			}
-			if _, err := a.Mem.WriteAt(part(x), int64(x.Start)); err != nil {
-				return fmt.Errorf("eager pages %v: %w", x, err)
-			}
+func (s *server) Adopt(_ context.Context, a Adoption) (err error) {
+	if s.st, err = pagestore.Create("test"); err != nil {
+		return err
+	}
+	src, err := s.st.AddSource(a.Memory.Space, a.Memory.Lazy, a.Memory.Eager, page.Set{})
+	if err != nil {
+		return err
+	}
+	var segs []pagestore.Segment
+	for _, r := range a.Regions {
+		g := pagestore.Segment{Dst: r.Range, Src: r.Start}
+		if r.Kind != RegionUFFD {
+			g.Flags |= pagestore.Written
 		}
-		for _, x := range a.Memory.Lazy.Intersect(r) {
-			s.segs = append(s.segs, segment{x, part(x)})
+		if r.Shared {
+			g.Flags |= pagestore.Shared
+		}
+		segs = append(segs, g)
+	}
+	fds := []int{-1, -1}
+	for i, f := range []*os.File{a.UFFD, a.Mem} {
+		if f == nil {
+			continue
+		}
+		// Its number is the trap's, which closes it.
+		if fds[i], err = unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, fault.FirstFD); err != nil {
+			return err
+		}
+		if err := f.Close(); err != nil {
+			return err
 		}
 	}
-	if a.UFFD == nil {
-		close(s.done)
-		return nil
+	if a.UFFD != nil {
+		if err := unix.SetNonblock(fds[0], true); err != nil {
+			return err
+		}
 	}
-	s.uffd = a.UFFD
+	if _, err := s.st.AddSpace(src, a.PID, fds[0], fds[1], segs); err != nil {
+		return err
+	}
+	asked := make(chan page.Num, 1<<20)
+	s.trap, err = fault.New(fault.Config{Store: s.st, Request: func(_ page.Space, pages []page.Num) {
+		for _, n := range pages {
+			asked <- n
+		}
+	}})
+	if err != nil {
+		return err
+	}
+	for _, r := range a.Memory.Eager.Ranges() {
+		s.eager += uint64(r.Pages())
+		if err := s.place(r); err != nil {
+			return fmt.Errorf("eager pages %v: %w", r, err)
+		}
+	}
 	go func() {
-		defer close(s.done)
-		defer s.uffd.Close()
-		if err := s.run(int(s.uffd.Fd())); err != nil {
-			s.done <- err
+		s.done <- s.trap.Run()
+		close(asked)
+	}()
+	go func() {
+		var failed error
+		for n := range asked {
+			s.faults.Add(1)
+			failed = errors.Join(failed, s.place(page.PageOf(n.Addr())))
 		}
+		s.done <- failed
 	}()
 	return nil
 }
 
 func (s *server) WaitEager(context.Context) error { return nil }
 
-// run answers faults and events, and fills in between.
-func (s *server) run(fd int) error {
-	buf := make([]byte, 64*sys.UffdMsgSize)
-	fill := false
-	for {
-		timeout := 20
-		select {
-		case <-s.fill:
-			fill, timeout = true, 0
-		default:
-		}
-		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, timeout); err != nil && err != unix.EINTR {
-			return err
-		}
-		n, err := unix.Read(fd, buf)
-		if err != nil && err != unix.EAGAIN && err != unix.EINTR {
-			return err
-		}
-		for _, m := range sys.DecodeUffdMsgs(buf[:max(n, 0)], nil) {
-			if err := s.event(fd, m); err != nil {
-				return err
-			}
-		}
-		if !fill {
-			continue
-		}
-		if len(s.segs) == 0 {
-			return nil
-		}
-		r := page.PageOf(s.segs[0].Start)
-		switch err := s.place(fd, r); err {
-		case nil:
-			s.cut(r)
-		case unix.EAGAIN: // an event waits to be read
-		default:
-			return err
-		}
-	}
-}
-
-func (s *server) event(fd int, m sys.UffdMsg) error {
-	switch m.Event {
-	case sys.UffdEventPagefault:
-		r := page.PageOf(page.Addr(m.Addr))
-		// On EAGAIN it faults again when it is woken.
-		if err := s.place(fd, r); err != nil && err != unix.EAGAIN {
-			return err
-		}
-		return settled(sys.UffdWake(fd, uint64(r.Start), page.Size))
-	case sys.UffdEventRemove, sys.UffdEventUnmap:
-		s.cut(page.Range{Start: page.Addr(m.Start), End: page.Addr(m.End)})
-	case sys.UffdEventRemap:
-		for _, g := range s.cut(page.Range{Start: page.Addr(m.From), End: page.Addr(m.From + m.Len)}) {
-			g.Start, g.End = g.Start-page.Addr(m.From)+page.Addr(m.To), g.End-page.Addr(m.From)+page.Addr(m.To)
-			s.segs = append(s.segs, g)
-		}
-	case sys.UffdEventFork:
-		return unix.Close(m.ForkFD)
-	}
-	return nil
-}
-
-// cut takes r out of what is to be placed and returns what was there.
-func (s *server) cut(r page.Range) (out []segment) {
-	var keep []segment
-	for _, g := range s.segs {
-		x := g.Intersect(r)
-		if x.Empty() {
-			keep = append(keep, g)
-			continue
-		}
-		part := func(a, b page.Addr) segment {
-			return segment{page.Range{Start: a, End: b}, g.b[a-g.Start : b-g.Start]}
-		}
-		out = append(out, part(x.Start, x.End))
-		if g.Start < x.Start {
-			keep = append(keep, part(g.Start, x.Start))
-		}
-		if x.End < g.End {
-			keep = append(keep, part(x.End, g.End))
-		}
-	}
-	s.segs = keep
-	return out
-}
-
-// place puts one page in place, zeros where there is no content.
-func (s *server) place(fd int, r page.Range) error {
-	for _, g := range s.segs {
-		if g.Contains(r.Start) {
-			_, err := sys.UffdCopy(fd, uint64(r.Start), g.b[r.Start-g.Start:][:page.Size], 0)
-			s.faults.Add(1)
-			return settled(err)
-		}
-	}
-	_, err := sys.UffdZeropage(fd, uint64(r.Start), page.Size, 0)
-	return settled(err)
-}
-
-// settled lets pass what means that the page is there, or not wanted any more.
-func settled(err error) error {
-	switch err {
-	case unix.EEXIST, unix.ENOENT, unix.ESRCH, unix.EINVAL:
-		return nil
+// place puts r in place, where it is missing. What had landed before is not the trap's.
+func (s *server) place(r page.Range) (err error) {
+	id := s.sn.mem[0].Space
+	for i, c := range s.sn.ranges {
+		s.st.Source(id).Each(c.Intersect(r), func(x page.Range, _ int) {
+			_, e := s.trap.Place(id, x, s.sn.content[i][x.Start-c.Start:x.End-c.Start])
+			err = errors.Join(err, e)
+		})
 	}
 	return err
 }
 
-// resident waits until every page is there.
+// resident waits until every page is there, and ends the trap.
 func (s *server) resident(t *testing.T) {
 	t.Helper()
-	close(s.fill)
-	select {
-	case err := <-s.done:
-		if err != nil {
+	for _, r := range s.sn.ranges {
+		if err := s.place(r); err != nil {
 			t.Fatal(err)
 		}
-	case <-time.After(limit):
-		t.Fatal("the pages do not come to an end")
 	}
+	if n := s.st.Missing(true); n != 0 {
+		t.Errorf("%d pages do not come", n)
+	}
+	if err := s.end(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// end ends the trap. What is still missing will be zero. Idempotent.
+func (s *server) end() (err error) {
+	if s.trap == nil {
+		return nil
+	}
+	s.trap.Halt()
+	for range 2 {
+		err = errors.Join(err, <-s.done)
+	}
+	if s.st.Missing(true) == 0 {
+		err = errors.Join(err, s.trap.Leave())
+	}
+	for _, sp := range s.st.Spaces() {
+		fd, mem := sp.Gone()
+		for _, fd := range []int{fd, mem} {
+			if fd >= 0 {
+				err = errors.Join(err, unix.Close(fd))
+			}
+		}
+	}
+	err = errors.Join(err, s.trap.Close(), s.st.Close())
+	s.trap = nil
+	return err
 }
 
 // move takes a program away and makes it anew. It returns the trap, which still
@@ -295,7 +267,7 @@ func moveLaid(t *testing.T, p *testutil.Process, adapt func(*Config), land func(
 	}
 	sn := take(t, p)
 	ctx := timed(t) // from here: the former process may have been slow to be reaped
-	trap := serve(sn)
+	trap := serve(t, sn)
 	steps := map[string]time.Time{}
 	cfg.KillPoint = func(name string) { steps[name] = time.Now() }
 	if land != nil {
