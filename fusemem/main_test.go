@@ -66,7 +66,6 @@ type spec struct {
 	Seed     uint64
 	Hold     bool // pages are given from "release" on
 	InMemory int  // bytes that Memory has in memory from address 0 on, for benchmarks
-	Bare     bool // go-fuse alone, see serveBare
 	Verbose  bool
 }
 
@@ -75,6 +74,7 @@ type fileSpec struct {
 	Size int64
 	Mode os.FileMode
 	From string // a file with its content. Default: content(tagFile+i)
+	Held bool   // a Held with that content
 }
 
 // Tags of content.
@@ -191,6 +191,9 @@ func (s *server) config() Config {
 			src.from = file
 		}
 		cfg.Files = append(cfg.Files, File{Path: f.Path, Size: f.Size, ModTime: time.Unix(1e9, 5), Mode: f.Mode, Source: src})
+		if f.Held {
+			cfg.Files[i].Source = &counted{Held: hold(tagFile+uint64(i), f.Size), calls: &s.calls}
+		}
 	}
 	n := 0
 	cfg.Status = func() any {
@@ -216,9 +219,6 @@ func serve(file string) {
 	}
 	if err != nil {
 		fail(err)
-	}
-	if s.spec.Bare {
-		serveBare(s.spec.Dir)
 	}
 	s.rnd = rand.New(rand.NewPCG(s.spec.Seed, 1))
 	if s.spec.Hold {
@@ -291,6 +291,8 @@ func (s *server) obey(line string) string {
 		s.gen.Store(a)
 	case "invalidate":
 		err = s.fs.InvalidateImage(a, b)
+	case "shrink": // which nobody may
+		err = unix.Ftruncate(s.fs.cfg.Files[a].Source.(*counted).fd, 0)
 	case "calls":
 		says = s.calls.Load()
 	case "storeall": // what Memory has, and how long it takes

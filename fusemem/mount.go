@@ -67,8 +67,15 @@ func (f *FS) attach() error {
 	if f.server, err = fuse.NewServer(f.raw(), fmt.Sprintf("/dev/fd/%d", fd), f.options()); err != nil {
 		return fmt.Errorf("fusemem: %w", err)
 	}
+	f.warm()
 	f.readAhead()
 	return nil
+}
+
+func (f *FS) warm() {
+	if !touchBuffers(f.server) {
+		f.cfg.Log.Warn("go-fuse is another than was known: a program may get SIGBUS where its pager is killed")
+	}
 }
 
 func (f *FS) openDevice() error {

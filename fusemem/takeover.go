@@ -116,6 +116,7 @@ func (f *FS) greet() error {
 	if f.server, err = fuse.NewServer(f.raw(), fmt.Sprintf("/dev/fd/%d", fd), f.options()); err != nil {
 		return err
 	}
+	f.warm()
 	return unix.Dup3(f.device, fd, unix.O_CLOEXEC)
 }
 
