@@ -243,10 +243,7 @@ func (a *arrival) Resident(ctx context.Context) error {
 	if p == nil { // an earlier daemon saw to it
 		return a.sound()
 	}
-	if err := a.retry(ctx, func(p *pager.Client) error { return p.WaitResident(ctx) }); err != nil && !errors.Is(err, pager.ErrLost) {
-		return err
-	}
-	if err := a.settle(ctx); err != nil {
+	if err := a.arrived(ctx); err != nil {
 		return err
 	}
 	if err := a.keep(ctx); err != nil {
@@ -280,6 +277,21 @@ func (a *arrival) Resident(ctx context.Context) error {
 	a.mu.Unlock()
 	a.clearGroups(ctx)
 	return a.sound()
+}
+
+// arrived returns when every page is here and the process has memory of its own.
+func (a *arrival) arrived(ctx context.Context) error {
+	waiting, cancel := context.WithCancel(ctx)
+	all, done := make(chan error, 1), make(chan struct{})
+	go func() {
+		defer close(done)
+		all <- a.retry(waiting, func(p *pager.Client) error { return p.WaitResident(waiting) })
+	}()
+	defer func() {
+		cancel()
+		<-done
+	}()
+	return a.settle(ctx, all)
 }
 
 // Finish removes what Adopt would find.

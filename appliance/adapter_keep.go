@@ -57,7 +57,7 @@ func (s *settling) read(ctx context.Context, i int, offset int64, buf []byte) er
 // pathKey is a file of a process: one that it has forked may be another user's.
 type pathKey struct{ pid, file int }
 
-// path is where this host has file i, for process pid; "" for nowhere.
+// path is where this host has file i, for process pid; "" if it has not.
 func (s *settling) path(ctx context.Context, pid, i int) string {
 	key := pathKey{pid, i}
 	if path, ok := s.paths[key]; ok {

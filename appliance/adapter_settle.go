@@ -4,16 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/pageferry/pageferry/appliance/pager"
 	"github.com/pageferry/pageferry/checkpoint"
+	"github.com/pageferry/pageferry/checkpoint/cgroup"
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/proc"
 )
@@ -26,32 +22,57 @@ type settling struct {
 	ino   uint64 // of the image
 	show  pager.Show
 	views []pager.View
-	paths map[pathKey]string // where this host has the files, "" for nowhere
+	paths map[pathKey]string // where this host has the files, "" if it has not
 	files blocks
 	lost  error // the source has ended before all of them were read
+
+	along bool     // pages still arrive
+	has   page.Set // that the source has
+	// The process that arrived is settled in many rounds.
+	own settler
 }
 
-// aheadLimit is how long what a process writes is copied ahead of its settling: one that
-// writes faster than that goes gets it piece by piece.
-const aheadLimit = 3 * time.Second
+// settlePeriod is how long the process is left alone where nothing could be settled, and
+// while its pages arrive after each round; settlePause is the longest, where the rounds
+// come to nothing.
+const (
+	settlePeriod = 20 * time.Millisecond
+	alongPeriod  = 50 * time.Millisecond
+	settlePause  = 2 * time.Second
+)
 
-var errAhead = errors.New("the process writes faster than it can be copied")
+// alongGrain is in what blocks it is asked what is missing while pages arrive.
+const alongGrain = 1 << 20
 
-// settlePeriod is how long the process is left alone where nothing could be settled.
-const settlePeriod = 20 * time.Millisecond
-
-// settle returns when nothing is left of them. What is still missing it waits for.
-func (a *arrival) settle(ctx context.Context) error {
+// settle returns when no page is missing and nothing is left of the pager's files in the
+// process. What arrived tells, the end of the arrival, is not waited for longer than ctx
+// allows. Memory that is shown by the image is settled while pages arrive, where it is
+// complete: it would be here twice and more, as what has arrived, what the program has
+// seen of it and what it has changed. Files are settled afterwards, which takes nothing
+// away from the arrival.
+func (a *arrival) settle(ctx context.Context, arrived <-chan error) (err error) {
+	s := &settling{arrival: a, paths: map[pathKey]string{}}
+	s.files.fetch = s.read
+	defer func() { err = errors.Join(err, s.own.close()) }()
+	if a.skeleton != nil && a.record.Trap == TrapFUSE {
+		if err := s.learn(ctx); err != nil {
+			a.log.Debug("it is settled when all pages are here", "err", err)
+		} else if len(s.views) > 0 {
+			arrived = s.settleAlong(ctx, arrived)
+		}
+	}
+	select {
+	case err := <-arrived:
+		if err != nil && !errors.Is(err, pager.ErrLost) {
+			return err
+		}
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	if a.skeleton == nil || a.record.Trap == TrapUFFD {
 		return nil
 	}
-	s := &settling{arrival: a, paths: map[pathKey]string{}}
-	s.files.fetch = s.read
-	err := a.retry(ctx, func(p *pager.Client) (err error) {
-		s.dev, s.ino, s.show, s.views, err = p.Shown(ctx)
-		return err
-	})
-	if err != nil || s.dev == 0 {
+	if err := s.learn(ctx); err != nil || s.dev == 0 {
 		return err
 	}
 	for !a.gone() {
@@ -72,6 +93,45 @@ func (a *arrival) settle(ctx context.Context) error {
 	return nil
 }
 
+// learn asks what is shown.
+func (s *settling) learn(ctx context.Context) error {
+	return s.retry(ctx, func(p *pager.Client) (err error) {
+		s.dev, s.ino, s.show, s.views, err = p.Shown(ctx)
+		return err
+	})
+}
+
+// settleAlong settles what is complete until arrived tells, and returns a channel that
+// tells the same. Whatever fails meanwhile is tried again, at the latest then.
+func (s *settling) settleAlong(ctx context.Context, arrived <-chan error) <-chan error {
+	s.along = true
+	defer func() {
+		s.along = false
+		if err := s.own.close(); err != nil {
+			s.log.Warn("what settling has left in the process", "err", err)
+		}
+	}()
+	for pause := alongPeriod; ; {
+		select {
+		case err := <-arrived:
+			again := make(chan error, 1)
+			again <- err
+			return again
+		case <-ctx.Done():
+			return arrived
+		case <-time.After(pause):
+		}
+		began := time.Now()
+		if _, err := s.round(ctx); err != nil {
+			// Its threads may be waiting for pages, and all stand still until one cannot.
+			s.log.Debug("settling while pages arrive", "err", err)
+			pause = min(2*pause, settlePause)
+			continue
+		}
+		pause = max(alongPeriod, time.Since(began)/2)
+	}
+}
+
 // round settles what can be now, and reports whether something is left.
 func (s *settling) round(ctx context.Context) (left bool, err error) {
 	all, err := s.processes()
@@ -82,13 +142,17 @@ func (s *settling) round(ctx context.Context) (left bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	s.log.Debug("to be settled", "processes", pids, "of", all, "device", s.dev)
+	s.log.Debug("to be settled", "processes", pids, "of", all, "device", s.dev, "along", s.along)
 	// What others see of the image comes from the shadows of the process that arrived.
 	if i := slices.Index(pids, s.record.PID); i >= 0 {
 		pids = append(slices.Delete(pids, i, i+1), s.record.PID)
 	}
+	spaces := proc.AddressSpaces(all)
 	for _, pid := range pids {
-		if err := s.one(ctx, pid); err != nil && !errors.Is(err, checkpoint.ErrNoProcess) && !errors.Is(err, errSeen) &&
+		if shared(spaces, pid) {
+			continue
+		}
+		if err := s.one(ctx, pid); err != nil && !errors.Is(err, checkpoint.ErrNoProcess) && !errors.Is(err, errSeen) && !errors.Is(err, pager.ErrBusy) &&
 			!errors.Is(err, checkpoint.ErrZombie) && !errors.Is(err, proc.ErrGone) {
 			return true, err
 		}
@@ -96,72 +160,29 @@ func (s *settling) round(ctx context.Context) (left bool, err error) {
 	return len(pids) > 0, nil
 }
 
-// one settles one process, as far as that can be done now.
-func (s *settling) one(ctx context.Context, pid int) (err error) {
-	ss, err := checkpoint.Open(pid, checkpoint.Options{Log: s.log})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, ss.Close()) }()
-	told, began := false, time.Now()
-	t, err := checkpoint.NewSettler(ss, checkpoint.SettleConfig{
-		Dev: s.dev, Log: s.log,
-		Backing: func(m proc.Mapping) checkpoint.Backing { return s.backing(ctx, pid, m) },
-		Stopped: func(ctx context.Context, parts []checkpoint.SettlePart) (page.Set, error) {
-			if told = false; pid == s.record.PID {
-				if err := s.alone(pid); err != nil {
-					return page.Set{}, err
-				}
-			}
-			told = true
-			return s.unveil(ctx, pid, parts)
-		},
-		Kept: func(parts []checkpoint.SettlePart) {
-			if told {
-				s.reveil(ctx, pid, parts)
-			}
-		},
-		Early: func(ctx context.Context, parts []checkpoint.SettlePart) error {
-			if time.Since(began) > aheadLimit {
-				return errAhead
-			}
-			return s.overwrite(ctx, pid, parts)
-		},
-	})
-	if err != nil {
-		return err
-	}
-	rep, err := t.Settle(ctx, nil)
-	s.log.Debug("settled", "pid", pid, "report", rep.String(), "err", err)
-	if err == nil && len(rep.Skipped) > 0 && rep.Settled == 0 && rep.Later == 0 {
-		// It depends on us until that helps, and on the source: people are to know.
-		k := rep.Skipped[0]
-		err = fmt.Errorf("%d mappings of process %d are still files of the source: mapping %v of %s: %w", len(rep.Skipped), pid, k.Range, k.Name, k.Why)
-	}
-	if left, e := t.Left(); err == nil && e == nil && len(left) == 0 {
-		err = t.Release(ctx, s.shadows())
-	}
-	return errors.Join(err, t.Close())
-}
-
-// shadows are those of all views: where they have moved away, their places are mapped.
-func (s *settling) shadows() (out []page.Range) {
-	for _, v := range s.views {
-		out = append(out, page.Range{Start: v.Shadow, End: v.Shadow + page.Addr(v.Range.Bytes())})
-	}
-	return out
+// shared reports whether others have the same memory as process pid, by vfork(2) or clone(2)
+// with CLONE_VM. To stop one of them does not stop the others, which go on writing.
+func shared(spaces [][]int, pid int) bool {
+	return slices.ContainsFunc(spaces, func(g []int) bool { return len(g) > 1 && slices.Contains(g, pid) })
 }
 
 // errSeen says that others still see the image.
 var errSeen = errors.New("another process, which has to be settled first, sees the memory that it arrived with")
 
-// alone fails with errSeen where others than process pid, which stands still, see the
-// image: pages that they have not changed they have from its shadows. A child that it
-// makes later sees no more of the image than it does itself.
+// alone fails with errSeen where others have the memory of process pid, which stands still,
+// or, if it is the one that arrived, see the image: pages that they have not changed they
+// have from its shadows. A child that it makes later sees no more of the image than it
+// does itself.
 func (s *settling) alone(pid int) error {
 	all, err := s.processes()
 	if err != nil {
 		return err
+	}
+	if shared(proc.AddressSpaces(all), pid) {
+		return fmt.Errorf("%w (another has the memory of %d)", errSeen, pid)
+	}
+	if pid != s.record.PID {
+		return nil
 	}
 	others := slices.DeleteFunc(all, func(p int) bool { return p == pid })
 	if len(others) == 0 {
@@ -182,129 +203,4 @@ func (s *settling) overwrite(ctx context.Context, pid int, parts []checkpoint.Se
 }
 
 // processes are all in the process's cgroup, and below it.
-func (s *settling) processes() (pids []int, err error) {
-	err = filepath.WalkDir(s.skeleton.Cgroup(), func(name string, d fs.DirEntry, err error) error {
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			return nil
-		case err != nil:
-			return err
-		case d.IsDir() || d.Name() != "cgroup.procs":
-			return nil
-		}
-		b, err := os.ReadFile(name)
-		for f := range strings.FieldsSeq(string(b)) {
-			if pid, err := strconv.Atoi(f); err == nil {
-				pids = append(pids, pid)
-			}
-		}
-		return err
-	})
-	return pids, err
-}
-
-// backing is checkpoint.SettleConfig.Backing.
-func (s *settling) backing(ctx context.Context, pid int, m proc.Mapping) checkpoint.Backing {
-	if file, ok := s.file(m); ok {
-		return checkpoint.Backing{
-			Path: s.path(ctx, pid, file),
-			Read: func(ctx context.Context, offset uint64, buf []byte) error {
-				return s.files.read(ctx, file, int64(offset), buf)
-			},
-		}
-	}
-	src := page.Range{Start: page.Addr(m.Offset), End: page.Addr(m.Offset + m.Bytes())}
-	v, rel, ok := pager.FindView(s.views, src.Start)
-	if ok {
-		src.End = min(src.End, v.Range.End)
-	} else {
-		for _, w := range s.views {
-			if w.Range.Start > src.Start {
-				src.End = min(src.End, w.Range.Start)
-				break
-			}
-		}
-	}
-	var missing, own page.Set
-	err := s.retry(ctx, func(p *pager.Client) (err error) {
-		missing, _, own, err = p.Veiled(ctx, src, pid, m.Range)
-		return err
-	})
-	if err != nil {
-		s.log.Warn("what is missing of veiled memory", "err", err)
-		return checkpoint.Backing{Later: true}
-	}
-	end := m.Start + page.Addr(src.Bytes())
-	if o := own.Intersect(page.Range{Start: m.Start, End: end}); len(o) > 0 && o[0].Start == m.Start {
-		return checkpoint.Backing{Bytes: o[0].Bytes()}
-	} else if len(o) > 0 {
-		end = o[0].Start
-		src.End = src.Start + (end - m.Start)
-	}
-	if !ok {
-		return checkpoint.Backing{Bytes: src.Bytes()}
-	}
-	if rs := missing.Intersect(src); len(rs) > 0 && rs[0].Start == src.Start {
-		return checkpoint.Backing{Later: true, Bytes: rs[0].Bytes()}
-	} else if len(rs) > 0 {
-		src.End = rs[0].Start
-	}
-	return checkpoint.Backing{Shadow: v.Shadow + rel, Bytes: src.Bytes()}
-}
-
-// file is the number of the file that m maps, if it is no view.
-func (s *settling) file(m proc.Mapping) (i int, ok bool) {
-	i, err := strconv.Atoi(filepath.Base(m.Name))
-	return i, err == nil && i < len(s.show.Files)
-}
-
-// parts are those of p that are veiled memory, as the pager knows them.
-func (s *settling) parts(p []checkpoint.SettlePart) (out []pager.Unveiling) {
-	for _, p := range p {
-		if p.Ino != s.ino {
-			continue
-		}
-		u := pager.Unveiling{At: p.Range, Src: page.Range{Start: page.Addr(p.Offset), End: page.Addr(p.Offset + p.Bytes())}}
-		if v, rel, ok := pager.FindView(s.views, u.Src.Start); ok && v.Shadow+rel == p.Shadow {
-			u.Shadow = p.Shadow
-		}
-		out = append(out, u)
-	}
-	return out
-}
-
-// unveil is checkpoint.SettleConfig.Stopped.
-func (s *settling) unveil(ctx context.Context, pid int, parts []checkpoint.SettlePart) (out page.Set, err error) {
-	us := s.parts(parts)
-	if len(us) == 0 {
-		return out, nil
-	}
-	var gone page.Set
-	err = s.retry(ctx, func(p *pager.Client) (err error) {
-		gone, err = p.Unveil(ctx, pid, us)
-		return err
-	})
-	if err != nil {
-		return out, fmt.Errorf("what the program has given up: %w", err)
-	}
-	for _, u := range us {
-		for _, r := range gone.Intersect(u.Src) {
-			if u.Shadow != 0 {
-				start := u.Shadow + (r.Start - u.Src.Start)
-				out.Add(page.Range{Start: start, End: start + page.Addr(r.Bytes())})
-			}
-		}
-	}
-	return out, nil
-}
-
-// reveil is checkpoint.SettleConfig.Kept.
-func (s *settling) reveil(ctx context.Context, pid int, parts []checkpoint.SettlePart) {
-	us := s.parts(parts)
-	if len(us) == 0 {
-		return
-	}
-	if err := s.retry(ctx, func(p *pager.Client) error { return p.Reveil(ctx, pid, us) }); err != nil {
-		s.log.Error("what the program gives up of veiled memory is not followed", "pid", pid, "err", err)
-	}
-}
+func (s *settling) processes() ([]int, error) { return cgroup.At(s.skeleton.Cgroup()).AllProcs() }

@@ -124,10 +124,10 @@ func (p *process) Isolate(ctx context.Context) error {
 
 func (p *process) Freeze(ctx context.Context) (migrate.State, error) {
 	p.slow.set(0)
-	begin := time.Now()
 	if err := p.s.Freeze(ctx); err != nil {
 		return migrate.State{}, gone(err)
 	}
+	begin := p.s.Since()
 	p.running.Store(false)
 	frozen := time.Now()
 	img, mem, rest, err := p.s.CaptureState(ctx)
@@ -139,7 +139,7 @@ func (p *process) Freeze(ctx context.Context) (migrate.State, error) {
 	if err != nil {
 		return migrate.State{}, p.runOn(ctx, err)
 	}
-	st := migrate.State{Image: b, Memory: memoryMap(mem), Rest: func(context.Context) ([]migrate.Memory, error) {
+	st := migrate.State{Image: b, Memory: memoryMap(mem), Stopped: begin, Rest: func(context.Context) ([]migrate.Memory, error) {
 		begin := time.Now()
 		mem, err := rest()
 		p.log.Debug("page tables walked", "pid", p.pid, "waited", time.Since(begin))

@@ -134,12 +134,18 @@ func (a *admission) checkMemory(o migrate.Offer, no func(string, ...any)) {
 		return
 	}
 	keep := uint64(a.limits.MemoryReserve) + a.claimed()
-	files := a.lackingBytes(o)
-	need := o.MemoryBytes + arrivalOverhead + files
+	files, twice := a.lackingBytes(o), uint64(0)
+	if o.Trap == TrapFUSE {
+		twice = o.MemoryBytes / 10 * 3
+	}
+	need := o.MemoryBytes + arrivalOverhead + files + twice
 	if free < keep || free-keep < o.MemoryBytes || free-keep < need {
 		what := ""
 		if files > 0 {
 			what = fmt.Sprintf(", %s of that for files that are not here", mib(files))
+		}
+		if twice > 0 {
+			what += fmt.Sprintf(", %s of that for what trap fuse has twice until it is settled", mib(twice))
 		}
 		no("it needs %s of memory%s, %s are free here, of which %s are reserved",
 			mib(need), what, mib(free), mib(keep))

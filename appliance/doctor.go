@@ -198,7 +198,7 @@ func checkFreezer() Finding {
 		"boot with systemd.unified_cgroup_hierarchy=1, or mount -t cgroup2 none /sys/fs/cgroup/unified")
 }
 
-// cgroup2Mount is where the v2 hierarchy is, "" for nowhere. A mount that
+// cgroup2Mount is where the v2 hierarchy is, "" if there is none. A mount that
 // another one hides is listed too, but is not what its path leads to.
 func cgroup2Mount(mounts string) (at string, err error) {
 	f, err := os.Open(mounts)

@@ -2,9 +2,12 @@ package appliance
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/pageferry/pageferry/checkpoint"
 )
 
 // pauser is what a throttle stops and lets go; see checkpoint.Session.
@@ -51,7 +54,8 @@ func (t *throttle) set(part float64) {
 func (t *throttle) run(ctx context.Context, still time.Duration, done chan struct{}) {
 	defer close(done)
 	for sleep(ctx, throttlePeriod-still) {
-		if err := t.once(ctx, still); err != nil {
+		// A thread that cannot be stopped now can be some other time.
+		if err := t.once(ctx, still); err != nil && !errors.Is(err, checkpoint.ErrStuck) {
 			if ctx.Err() == nil {
 				t.log.Warn("the process is not slowed any more", "err", err)
 			}

@@ -20,12 +20,12 @@ import (
 type clockedPauser struct {
 	since time.Time
 	still time.Duration
-	fail  atomic.Bool
+	fail  atomic.Pointer[error]
 }
 
 func (p *clockedPauser) Pause(context.Context) error {
-	if p.fail.Load() {
-		return errors.New("it cannot be stopped")
+	if err := p.fail.Load(); err != nil {
+		return *err
 	}
 	p.since = time.Now()
 	return nil
@@ -59,7 +59,17 @@ func TestThrottleTakesItsPart(t *testing.T) {
 				t.Error("it is slowed still")
 			}
 		}
-		p.fail.Store(true)
+		stuck, gone := fmt.Errorf("%w (thread 7)", checkpoint.ErrStuck), errors.New("it cannot be stopped")
+		p.fail.Store(&stuck)
+		th.set(0.5)
+		time.Sleep(time.Second)
+		p.fail.Store(nil)
+		p.still = 0
+		time.Sleep(time.Second)
+		if th.set(0); p.still < 400*time.Millisecond {
+			t.Errorf("a thread could not be stopped for a while, and then it stood still for %v of a second", p.still)
+		}
+		p.fail.Store(&gone)
 		th.set(0.5)
 		time.Sleep(time.Second)
 		th.set(0) // returns, though nobody is at work any more

@@ -37,6 +37,9 @@ type State struct {
 	// there is none. It is called once, with the process as Freeze left it. At the
 	// destination it is always there, and Arrival.Rebuild must call it.
 	Rest func(context.Context) ([]Memory, error)
+	// Stopped is when the process stopped, where that took Freeze more than one try;
+	// zero for when it was called. It does not cross.
+	Stopped time.Time
 }
 
 // ErrGone: the process, or what was left of a migration, does not exist any

@@ -99,6 +99,9 @@ func (s *Source) handover(ctx context.Context) (*control, error) {
 		return c, err
 	}
 	s.times.frozen = time.Now()
+	if !st.Stopped.IsZero() {
+		s.times.freeze = st.Stopped
+	}
 	if err := s.enter(SourceFrozen); err != nil {
 		return c, err
 	}

@@ -2,6 +2,7 @@ package pager
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/pageferry/pageferry/page"
@@ -13,18 +14,37 @@ func (c *Client) Show(ctx context.Context, m Show) error {
 	return err
 }
 
-// Veiled says which pages of the source in r are still missing, and which of veiled
-// memory the program has given up; own are those of the addresses at, where process
-// pid sees r, at which it has copies of its own of all that is not zero: there the file
-// does not count.
-func (c *Client) Veiled(ctx context.Context, r page.Range, pid int, at page.Range) (missing, givenUp, own page.Set, err error) {
-	p, err := c.call(ctx, opVeiled, rangesMsg{[]page.Range{r}, pid, at})
+// Veiled is what is known of veiled memory.
+type Veiled struct {
+	// Missing are pages of the source that are not here.
+	Missing page.Set
+	// Own are the addresses at which the process has copies of its own of all that is
+	// not zero: there the image does not count.
+	Own page.Set
+	// Has are all pages that the source has; what else there is of the image is zero.
+	Has page.Set
+}
+
+// Veiled tells of process pid. All of a block of grain bytes counts as missing where a
+// page of it is; 0 is for pages. Has is told only if asked for: it does not change.
+func (c *Client) Veiled(ctx context.Context, pid int, grain uint64, has bool) (Veiled, error) {
+	p, err := c.call(ctx, opVeiled, veiledMsg{pid, grain, has})
 	if err != nil {
-		return missing, givenUp, own, err
+		return Veiled{}, err
 	}
 	m, err := decode[veilReply](p)
-	return m.Missing, m.GivenUp, m.Own, err
+	return Veiled{m.Missing, m.Own, m.Has}, err
 }
+
+// Replaced says that no process sees pages of the source by the image any more, where it
+// has other memory now: they need not be in the page cache.
+func (c *Client) Replaced(ctx context.Context, src []page.Range) error {
+	_, err := c.call(ctx, opReplaced, replacedMsg{src})
+	return err
+}
+
+// ErrBusy: try again in a moment.
+var ErrBusy = errors.New("pager: the program gives up memory just now")
 
 // Unveiling is a part of veiled memory that is about to be replaced, while the process
 // stands still.
@@ -34,9 +54,10 @@ type Unveiling struct {
 	Shadow page.Addr  // what takes its place; 0 for new memory
 }
 
-// Unveil says that process pid, which stands still, gets other memory in the place of
-// parts: they are not trapped any more. It returns which pages of the source the
-// program has given up. Reveil takes that back for parts that were not replaced.
+// Unveil says that process pid, which stands still, is about to get its shadows in the place
+// of parts: those are not trapped any more. It returns which of the pages that the
+// source has the program has given up. With ErrBusy nothing was done: the program gives up memory just now. Reveil
+// takes that back for parts that were not replaced.
 func (c *Client) Unveil(ctx context.Context, pid int, parts []Unveiling) (givenUp page.Set, err error) {
 	return c.unveil(ctx, unveilMsg{PID: pid}, parts)
 }
@@ -55,6 +76,13 @@ func (c *Client) Reveil(ctx context.Context, pid int, parts []Unveiling) error {
 	return err
 }
 
+// Certain is Unveil's second half: nothing keeps parts from being replaced any more, whatever
+// becomes of the caller, and they are not trapped any more either.
+func (c *Client) Certain(ctx context.Context, pid int, parts []Unveiling) error {
+	_, err := c.unveil(ctx, unveilMsg{PID: pid, Certain: true}, parts)
+	return err
+}
+
 func (c *Client) unveil(ctx context.Context, m unveilMsg, parts []Unveiling) (givenUp page.Set, err error) {
 	for _, u := range parts {
 		m.At, m.Ranges, m.Shadows = append(m.At, u.At), append(m.Ranges, u.Src), append(m.Shadows, u.Shadow)
@@ -64,6 +92,9 @@ func (c *Client) unveil(ctx context.Context, m unveilMsg, parts []Unveiling) (gi
 		return givenUp, err
 	}
 	r, err := decode[veilReply](p)
+	if err == nil && r.Busy {
+		err = ErrBusy
+	}
 	return r.GivenUp, err
 }
 

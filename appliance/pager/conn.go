@@ -38,6 +38,7 @@ const (
 	opShow         op = "show"
 	opVeiled       op = "veiled"
 	opUnveil       op = "unveil"
+	opReplaced     op = "replaced"
 	opRead         op = "read"
 	opHold         op = "hold"
 	opShown        op = "shown"

@@ -1,6 +1,7 @@
 package pager
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/pageferry/pageferry/page"
@@ -58,24 +59,38 @@ func (s *server) whatIsShown() (r shownReply) {
 	return r
 }
 
-// veiledNow answers rangesMsg.
-func (s *server) veiledNow(m rangesMsg) (r veilReply, err error) {
+// veiledNow answers veiledMsg.
+func (s *server) veiledNow(m veiledMsg) (r veilReply, err error) {
 	src := s.store.Source(0)
 	if src == nil {
 		return r, nil
 	}
-	for _, g := range m.Ranges {
-		src.Each(g, func(p page.Range, first int) {
-			for i := src.NextWanted(first, first+p.Pages()); i < first+p.Pages(); i = src.NextWanted(i+1, first+p.Pages()) {
-				r.Missing.Add(page.PageOf(p.Start + page.Addr(i-first)<<page.Shift))
-			}
-		})
-		gone := src.AllGivenUp(g)
-		r.GivenUp = page.Union(&r.GivenUp, &gone)
+	grain := page.Addr(max(m.Grain, page.Size)).Floor()
+	src.Each(page.Range{End: 1 << 47}, func(p page.Range, first int) {
+		for i := src.NextWanted(first, first+p.Pages()); i < first+p.Pages(); {
+			start := (p.Start + page.Addr(i-first)<<page.Shift) / grain * grain
+			r.Missing.Add(page.Range{Start: start, End: start + grain})
+			i = src.NextWanted(max(i+1, first+int((min(start+grain, p.End)-p.Start)>>page.Shift)), first+p.Pages())
+		}
+	})
+	if m.Has {
+		r.Has = src.Set()
 	}
 	// Without s.mu: who knows may be waiting for what s.mu is needed for.
-	if v := s.veiled.Load(); v != nil && m.PID != 0 {
-		r.Own = v.veil.Own(m.PID, m.At)
+	if v := s.veiled.Load(); v != nil {
+		r.Own = v.veil.Own(m.PID, page.Range{End: 1 << 47})
 	}
 	return r, nil
+}
+
+// replaced answers replacedMsg.
+func (s *server) replaced(m replacedMsg) (err error) {
+	v := s.veiled.Load()
+	for _, r := range m.Ranges {
+		if v != nil {
+			v.src.GiveUp(r) // its shadow is empty, and what grows over it in place is new
+			err = errors.Join(err, v.invalidate(r))
+		}
+	}
+	return err
 }

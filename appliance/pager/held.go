@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/pageferry/pageferry/fault"
+	"github.com/pageferry/pageferry/fusemem"
 	"github.com/pageferry/pageferry/migrate/stream"
 	"github.com/pageferry/pageferry/page"
 	"golang.org/x/sys/unix"
@@ -27,7 +28,7 @@ type holdMsg struct {
 func (s *server) hold(m holdMsg) error {
 	for _, i := range m.Files {
 		s.mu.Lock()
-		n, there := len(s.shown.Show.Files), s.shown.Held[i] > 0
+		n, there := len(s.shown.Show.Files), s.held[i] != nil
 		s.mu.Unlock()
 		if i < 0 || i >= n {
 			return fmt.Errorf("pager: hold file %d of %d", i, n)
@@ -44,6 +45,7 @@ func (s *server) hold(m holdMsg) error {
 			s.shown.Held = map[int]int{}
 		}
 		s.shown.Held[i] = fd
+		s.haveHeld(i, fd)
 		err = s.saveShown()
 		s.mu.Unlock()
 		if err != nil {
@@ -51,6 +53,14 @@ func (s *server) hold(m holdMsg) error {
 		}
 	}
 	return nil
+}
+
+// haveHeld notes that file i is here, in fd; with s.mu, or before anybody reads.
+func (s *server) haveHeld(i, fd int) {
+	if s.held == nil {
+		s.held = map[int]*fusemem.Held{}
+	}
+	s.held[i] = fusemem.NewHeld(fd, s.shown.Show.Files[i].Size)
 }
 
 // holdOne is a descriptor of a copy of a file, with a number that the next pager can keep.
@@ -82,34 +92,33 @@ func (s *server) holdOne(i int, size int64) (_ int, err error) {
 // fileSource is number i of the files, from here or from the source.
 func (s *server) fileSource(i int) page.Source { return fileSource{s, i} }
 
+// fileSource is a fusemem.Lender.
 type fileSource struct {
 	s *server
 	i int
 }
 
-func (f fileSource) ReadPages(ctx context.Context, first page.Num, buf []byte, prio page.Priority) error {
+// held returns the file if it is here, else nil.
+func (f fileSource) held() *fusemem.Held {
 	f.s.mu.Lock()
-	fd := f.s.shown.Held[f.i]
-	f.s.mu.Unlock()
-	if fd == 0 {
-		err := f.s.fetch.Read(ctx, page.FirstFileSpace+page.Space(f.i), first, buf, prio)
-		if prio == page.Demand && errors.Is(err, stream.ErrGone) {
-			f.s.filesLost.Store(true)
-		}
-		return err
-	}
-	for at := int64(first.Addr()); len(buf) > 0; {
-		n, err := unix.Pread(fd, buf, at)
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case err != nil:
-			return os.NewSyscallError("pread", err)
-		case n == 0: // behind its end
-			clear(buf)
-			return nil
-		}
-		at, buf = at+int64(n), buf[n:]
+	defer f.s.mu.Unlock()
+	return f.s.held[f.i]
+}
+
+func (f fileSource) Lend(first page.Num, n int) []byte {
+	if h := f.held(); h != nil {
+		return h.Lend(first, n)
 	}
 	return nil
+}
+
+func (f fileSource) ReadPages(ctx context.Context, first page.Num, buf []byte, prio page.Priority) error {
+	if h := f.held(); h != nil {
+		return h.ReadPages(ctx, first, buf, prio)
+	}
+	err := f.s.fetch.Read(ctx, page.FirstFileSpace+page.Space(f.i), first, buf, prio)
+	if prio == page.Demand && errors.Is(err, stream.ErrGone) {
+		f.s.filesLost.Store(true)
+	}
+	return err
 }

@@ -95,11 +95,18 @@ type shownReply struct {
 	Image uint64 `cbor:"4,keyasint"`
 }
 
-// rangesMsg asks what there is of the source's pages of Ranges.
-type rangesMsg struct {
+// veiledMsg asks what is known of the veiled memory of process PID.
+type veiledMsg struct {
+	PID int `cbor:"2,keyasint"`
+	// Grain is of what blocks, of so many bytes, all counts as missing where a page is.
+	Grain uint64 `cbor:"4,keyasint,omitempty"`
+	// Has asks for all pages that the source has.
+	Has bool `cbor:"5,keyasint,omitempty"`
+}
+
+// replacedMsg says that nobody sees these pages of the source by the image any more.
+type replacedMsg struct {
 	Ranges []page.Range `cbor:"1,keyasint"`
-	PID    int          `cbor:"2,keyasint"`
-	At     page.Range   `cbor:"3,keyasint"` // where it sees them
 }
 
 // unveilMsg says that shadows are about to take the place of what is seen of them in
@@ -111,15 +118,19 @@ type unveilMsg struct {
 	Shadows []page.Addr  `cbor:"3,keyasint"`
 	// Again: it did not come to that.
 	Again bool `cbor:"5,keyasint,omitempty"`
-	// Early: for now only the shadows are let go of, and what is seen stays.
+	// Early: what is there is not asked for.
 	Early bool `cbor:"6,keyasint,omitempty"`
+	// Certain: what is seen is let go of as well.
+	Certain bool `cbor:"7,keyasint,omitempty"`
 }
 
 // veilReply is the answer to both.
 type veilReply struct {
 	Missing page.Set `cbor:"1,keyasint"`
-	GivenUp page.Set `cbor:"2,keyasint"`
-	Own     page.Set `cbor:"3,keyasint"` // addresses of the process
+	GivenUp page.Set `cbor:"2,keyasint"`           // to unveilMsg
+	Has     page.Set `cbor:"5,keyasint"`           // to veiledMsg
+	Own     page.Set `cbor:"3,keyasint"`           // addresses of the process
+	Busy    bool     `cbor:"4,keyasint,omitempty"` // nothing was done: it gives up memory just now
 }
 
 type eventMsg struct {

@@ -11,7 +11,7 @@ import (
 // handle does one request. The files are closed afterwards.
 func (s *server) handle(p packet, files []*os.File) (body any, err error) {
 	switch p.Op {
-	case opAdopt, opLand, opShow, opVeiled, opUnveil, opFetch, opPoison, opFinish:
+	case opAdopt, opLand, opShow, opVeiled, opUnveil, opReplaced, opFetch, opPoison, opFinish:
 		select {
 		case <-s.whole:
 		case <-s.ctx.Done():
@@ -62,7 +62,7 @@ func (s *server) handle(p packet, files []*os.File) (body any, err error) {
 		}
 		return nil, s.show(m)
 	case opVeiled:
-		m, err := decode[rangesMsg](p)
+		m, err := decode[veiledMsg](p)
 		if err != nil {
 			return nil, err
 		}
@@ -73,6 +73,12 @@ func (s *server) handle(p packet, files []*os.File) (body any, err error) {
 			return nil, err
 		}
 		return s.unveil(m)
+	case opReplaced:
+		m, err := decode[replacedMsg](p)
+		if err != nil {
+			return nil, err
+		}
+		return nil, s.replaced(m)
 	case opShown:
 		return s.whatIsShown(), nil
 	case opHold:

@@ -61,7 +61,8 @@ type server struct {
 	all     chan struct{} // closed while no page is missing
 	leaving bool
 	fs      *fusemem.FS
-	lost    error // every page lane refused because the source's pages are gone
+	held    map[int]*fusemem.Held // files that are here
+	lost    error                 // every page lane refused because the source's pages are gone
 }
 
 // run is the life of a pager: c is its first control connection.

@@ -240,10 +240,14 @@ func (s *server) takeShown(descriptor func(n int) error) error {
 	if err := descriptor(s.shown.Device); err != nil {
 		return err
 	}
-	for _, fd := range was.Held {
+	for i, fd := range was.Held {
+		if i < 0 || i >= len(was.Show.Files) {
+			return fmt.Errorf("pager: file %d of %d is held", i, len(was.Show.Files))
+		}
 		if err := descriptor(fd); err != nil {
 			return err
 		}
+		s.haveHeld(i, fd)
 	}
 	var v *veiled
 	src := s.store.Source(0)

@@ -21,24 +21,67 @@ func (s *server) unveil(m unveilMsg) (r veilReply, err error) {
 	if m.Early && m.PID != v.pid {
 		return r, fmt.Errorf("pager: nothing is known of the shadows of process %d", m.PID)
 	}
-	for _, g := range m.Ranges {
-		gone := v.src.AllGivenUp(g)
-		r.GivenUp = page.Union(&r.GivenUp, &gone)
+	if m.Early || m.Again || m.Certain {
+		return r, v.letGo(&m)
 	}
+	asked := false
+	ok, err := v.veil.Quiet(func() error {
+		if asked = v.asPlanned(&m); !asked {
+			return nil
+		}
+		for _, g := range m.Ranges {
+			gone := v.src.AllGivenUp(g)
+			r.GivenUp = page.Union(&r.GivenUp, &gone)
+		}
+		return v.letGo(&m)
+	})
+	r.Busy = !ok || !asked
+	return r, err
+}
+
+// asPlanned reports whether what m says of shadows holds still: the process may have
+// moved and grown mappings since that was planned, and where one has grown the image does
+// not count.
+func (v *veiled) asPlanned(m *unveilMsg) bool {
+	for i, at := range m.At {
+		own := v.veil.Own(m.PID, at)
+		if m.Shadows[i] != 0 && (!own.Empty() || !v.veil.Expected(m.PID, at, m.Ranges[i])) {
+			return false
+		}
+		if m.Shadows[i] != 0 {
+			continue
+		}
+		for _, r := range own.Gaps(at) {
+			start := m.Ranges[i].Start + (r.Start - at.Start)
+			content := v.src.NotGivenUp(page.Range{Start: start, End: start + page.Addr(r.Bytes())})
+			if content {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// letGo does what m says with the userfaultfds.
+func (v *veiled) letGo(m *unveilMsg) (err error) {
 	if m.PID != v.pid {
-		return r, nil
+		return nil
 	}
 	for _, sp := range v.src.Spaces() {
 		if !sp.Forked() && sp.Lock() {
-			err = errors.Join(err, v.release(sp, &m))
+			err = errors.Join(err, v.release(sp, m))
 			sp.Unlock()
 		}
 	}
-	at := page.NewSet(m.At...)
-	if !m.Again && !m.Early {
-		v.veil.Settled(m.PID, at)
+	if m.Again {
+		for i, at := range m.At {
+			v.veil.Again(m.PID, at, m.Ranges[i])
+		}
 	}
-	return r, err
+	if m.Certain {
+		v.veil.Settled(m.PID, page.NewSet(m.At...))
+	}
+	return err
 }
 
 // release registers nothing of m any more with the userfaultfds, or all of it again.
@@ -52,7 +95,7 @@ func (v *veiled) release(sp *pagestore.Space, m *unveilMsg) (err error) {
 			r    page.Range
 			mode uint64
 		}{{v.src.VeilFDs()[0], at, sys.UffdioRegisterModeWP}, {sp.FD(), shadow, sys.UffdioRegisterModeMissing}} {
-			if m.Shadows[i] == 0 && o.r == shadow || m.Early && o.r != shadow {
+			if m.Shadows[i] == 0 && o.r == shadow || !m.Again && m.Certain == (o.r == shadow) {
 				continue
 			}
 			var e error
@@ -66,7 +109,7 @@ func (v *veiled) release(sp *pagestore.Space, m *unveilMsg) (err error) {
 				err = errors.Join(err, fmt.Errorf("pager: let go of %v: %w", o.r, e))
 			}
 		}
-		if !m.Again {
+		if !m.Again && !m.Certain {
 			c.Unmap(shadow)
 		}
 	}

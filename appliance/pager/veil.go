@@ -6,8 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 
 	"github.com/fxamacker/cbor/v2"
 	"github.com/pageferry/pageferry/checkpoint/cgroup"
@@ -44,32 +42,10 @@ func (s *server) newVeiled(src *pagestore.Source, pid, mem int, group string, vi
 		return nil, err
 	}
 	v.veil, err = fault.NewVeil(fault.VeilConfig{
-		Source: src, PID: pid, Views: page.NewSet(ranges...), Processes: v.processes, Locate: v.locate, Shows: v.shows, Invalidate: v.invalidate, Own: v.own, Blank: v.zero,
+		Source: src, PID: pid, Views: page.NewSet(ranges...), Processes: v.group.AllProcs, Locate: v.locate, Shows: v.shows, Invalidate: v.invalidate, Own: v.own, Blank: v.zero,
 		Freeze: v.group.BeginFreeze, Thaw: v.group.Thaw, Frozen: v.group.Frozen, Save: s.saveVeil, Saved: saved, Log: s.log,
 	})
 	return v, err
-}
-
-// processes are all that live in the cgroup of the process, and below it.
-func (v *veiled) processes() (pids []int, err error) {
-	err = filepath.WalkDir(v.group.Dir(), func(name string, d fs.DirEntry, err error) error {
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			return nil
-		case err != nil:
-			return err
-		case d.IsDir() || d.Name() != "cgroup.procs":
-			return nil
-		}
-		b, err := os.ReadFile(name)
-		for f := range strings.FieldsSeq(string(b)) {
-			if pid, err := strconv.Atoi(f); err == nil {
-				pids = append(pids, pid)
-			}
-		}
-		return err
-	})
-	return pids, err
 }
 
 // eachView calls f for what of the image process pid has mapped in r: where, and which
