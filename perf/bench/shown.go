@@ -15,8 +15,6 @@ import (
 	"syscall"
 	"time"
 
-	gofs "github.com/hanwen/go-fuse/v2/fs"
-	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"github.com/pageferry/pageferry/fault"
@@ -145,7 +143,16 @@ func runShown(arg string) error {
 	} else if mount.Memory, err = newShownMemory(c.Size); err != nil {
 		return err
 	}
-	mount.Files = []fusemem.File{{Path: "/file", Size: int64(c.Size), Source: mount.Memory}}
+	file := mount.Memory
+	if c.What == shownHere {
+		held, err := holdShown(mount.Memory.(shownMemory))
+		if err != nil {
+			return err
+		}
+		defer held.Close()
+		file = held
+	}
+	mount.Files = []fusemem.File{{Path: "/file", Size: int64(c.Size), Source: file}}
 	m, err := fusemem.Mount(mount)
 	if err != nil {
 		return err
@@ -242,6 +249,27 @@ func (m shownMemory) ReadPages(_ context.Context, first page.Num, buf []byte, _ 
 	return nil
 }
 
+// Lend makes it a fusemem.Lender.
+func (m shownMemory) Lend(first page.Num, n int) []byte {
+	return m[first.Addr():][:n<<page.Shift]
+}
+
+// holdShown holds it as a pager holds a file.
+func holdShown(m shownMemory) (*fusemem.Held, error) {
+	fd, err := unix.MemfdCreate("pageferry-bench", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	for at := 0; at < len(m); {
+		n, err := unix.Pwrite(fd, m[at:], int64(at))
+		if err != nil {
+			return nil, err
+		}
+		at += n
+	}
+	return fusemem.NewHeld(fd, int64(len(m))), nil
+}
+
 // frozenMemory is the same as the source's server sees it.
 type frozenMemory []byte
 
@@ -253,68 +281,6 @@ func (m frozenMemory) ReadPages(_ page.Space, rs []page.Range, buf []byte) error
 		buf = buf[copy(buf, m[r.Start:r.End]):]
 	}
 	return nil
-}
-
-// bareFile is what go-fuse makes of memory without us: the yardstick.
-type bareFile struct {
-	gofs.Inode
-	data shownMemory
-}
-
-func (f *bareFile) Getattr(_ context.Context, _ gofs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	out.Size, out.Mode = uint64(len(f.data)), 0o400
-	return 0
-}
-
-func (f *bareFile) Open(context.Context, uint32) (gofs.FileHandle, uint32, syscall.Errno) {
-	return nil, fuse.FOPEN_KEEP_CACHE, 0
-}
-
-func (f *bareFile) Read(_ context.Context, _ gofs.FileHandle, buf []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	return fuse.ReadResultData(buf[:copy(buf, f.data[off:])]), 0
-}
-
-type bareRoot struct {
-	gofs.Inode
-	file bareFile
-}
-
-func (r *bareRoot) OnAdd(ctx context.Context) {
-	r.AddChild("mem", r.NewPersistentInode(ctx, &r.file, gofs.StableAttr{Mode: unix.S_IFREG, Ino: 2}), false)
-}
-
-// serveBare mounts go-fuse with the same options and the same read-ahead.
-func (c *shownConfig) serveBare() error {
-	m, err := newShownMemory(c.Size)
-	if err != nil {
-		return err
-	}
-	hour := time.Hour
-	srv, err := gofs.Mount(c.Dir, &bareRoot{file: bareFile{data: m}}, &gofs.Options{AttrTimeout: &hour, EntryTimeout: &hour, MountOptions: fuse.MountOptions{
-		DirectMountStrict: true, Name: "bare", FsName: "bare", MaxWrite: 1 << 20, MaxBackground: 64, DisableSplice: true, ExplicitDataCacheControl: true, DisableXAttrs: true}})
-	if err != nil {
-		return err
-	}
-	if err := bareReadAhead(c.Dir); err != nil {
-		return errors.Join(err, srv.Unmount())
-	}
-	fmt.Println("ready")
-	_, _ = io.Copy(io.Discard, os.Stdin)
-	return srv.Unmount()
-}
-
-// bareReadAhead raises the read-ahead of the mount on dir to fusemem's.
-func bareReadAhead(dir string) error {
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return err
-	}
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 4 && f[4] == dir {
-			return os.WriteFile("/sys/class/bdi/"+f[2]+"/read_ahead_kb", []byte("1024"), 0)
-		}
-	}
-	return fmt.Errorf("nothing is mounted on %s", dir)
 }
 
 // view is an open file of which a benchmark reads size bytes.

@@ -5,10 +5,16 @@ package bench
 import (
 	"fmt"
 	"slices"
+	"testing"
 	"time"
 
 	"github.com/pageferry/pageferry/appliance"
 )
+
+// BenchmarkTrap compares the traps.
+func BenchmarkTrap(b *testing.B) { runAll(b, traps) }
+
+func traps(scale) []benchmark { return []benchmark{{"postcopy", faultTraps}} }
 
 // faultTraps compares the traps: eight threads touch scattered pages of a process that
 // has just moved by post-copy, its memory behind a userfaultfd and behind a file, in
@@ -18,7 +24,7 @@ import (
 func faultTraps(m *meter) {
 	traps := []string{appliance.TrapUFFD, appliance.TrapFUSE}
 	st := m.stage(true)
-	g, err := st.Toucher(m.ctx, m.touch(), m.load, loadThreads)
+	g, err := st.Toucher(m.ctx, m.touch(), m.scale.stages, loadThreads)
 	m.must(err)
 	var mean, downtime, whole, peak [2][]float64
 	a, b := st.Hosts()
@@ -59,7 +65,7 @@ func faultTraps(m *meter) {
 		m.report(Median(whole[i]), trap+"-whole-ms")
 		m.report(Median(peak[i]), trap+"-peak/process")
 	}
-	if slices.ContainsFunc(mean[:], func(v []float64) bool { return len(v) == 0 }) || m.load < 256*mib {
+	if slices.ContainsFunc(mean[:], func(v []float64) bool { return len(v) == 0 }) || m.scale.stages < 256*mib {
 		return
 	}
 	m.judge(Row{What: "post-copy, scattered access, mean wait for a page, trap fuse to uffd", Target: 2, Got: Median(mean[1]) / Median(mean[0]),

@@ -78,30 +78,44 @@ func TestFilesKilled(t *testing.T) {
 	}
 }
 
-// TestFilesOfALostSource: while the source is away a program waits that needs more of
-// its files; people are told, and it goes on when the source is back.
-func TestFilesOfALostSource(t *testing.T) {
+// beginStrange begins to move a program to host b, which has none of its files, slowly.
+func beginStrange(t *testing.T) (g *guest, h *home, id string) {
+	t.Helper()
 	begin(t)
 	r := newRig(t)
-	h := newHome(t)
+	h = newHome(t)
 	r.b.hide(t, h.dir)
 	r.watch(t)
-	g := r.selfChecking(t, r.a, h.args...)
+	g = r.selfChecking(t, r.a, h.args...)
 	req := g.request("postcopy")
 	req.MaxBandwidth = "3MiB/s"
 	id, err := g.begin(req)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return g, h, id
+}
+
+// awaitReport waits until what n reports of a migration is ok.
+func (g *guest) awaitReport(t *testing.T, n *node, id, when string, ok func(rep appliance.Report) bool) {
+	t.Helper()
+	testutil.Eventually(t, 30*time.Second, func() error {
+		rep, there := g.reportOf(n, id)
+		if !there || !ok(rep) {
+			return fmt.Errorf("%s, host %s says: %+v", when, n.name(), rep)
+		}
+		return nil
+	})
+}
+
+// TestFilesOfALostSource: while the source is away a program waits that needs more of
+// its files; people are told, and it goes on when the source is back.
+func TestFilesOfALostSource(t *testing.T) {
+	g, h, id := beginStrange(t)
+	r := g.r
 	report := func(when string, ok func(rep appliance.Report) bool) {
 		t.Helper()
-		testutil.Eventually(t, 30*time.Second, func() error {
-			rep, there := g.reportOf(r.b, id)
-			if !there || !ok(rep) {
-				return fmt.Errorf("%s, host %s says: %+v", when, r.b.name(), rep)
-			}
-			return nil
-		})
+		g.awaitReport(t, r.b, id, when, ok)
 	}
 	report("when it was moved", func(rep appliance.Report) bool {
 		if rep.State == "running" && rep.BytesWire > 8<<20 {
@@ -159,12 +173,7 @@ func TestFilesWhole(t *testing.T) {
 		g.at = r.b
 		g.beat(20)
 		g.fork(t)
-		testutil.Eventually(t, 30*time.Second, func() error {
-			if rep, ok := g.reportOf(r.b, id); !ok || rep.State != "resident" {
-				return fmt.Errorf("host %s says: %+v", r.b.name(), rep)
-			}
-			return nil
-		})
+		g.awaitReport(t, r.b, id, "after it was moved", func(rep appliance.Report) bool { return rep.State == "resident" })
 		g.settled(t, h.dir)
 		r.a.start(t)
 		testutil.Eventually(t, 30*time.Second, g.calm)
@@ -176,41 +185,19 @@ func TestFilesWhole(t *testing.T) {
 // TestFilesOfAnEndedSource: the source's copy ends, and its daemon with it, before all
 // files are here. What is lost is said, and nothing is left.
 func TestFilesOfAnEndedSource(t *testing.T) {
-	begin(t)
-	r := newRig(t)
-	h := newHome(t)
-	r.b.hide(t, h.dir)
-	r.watch(t)
-	g := r.selfChecking(t, r.a, h.args...)
-	copied := g.outer()
-	req := g.request("postcopy")
-	req.MaxBandwidth = "3MiB/s"
-	id, err := g.begin(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	report := func() appliance.Report {
-		rep, _ := g.reportOf(r.b, id)
-		return rep
-	}
-	testutil.Eventually(t, 30*time.Second, func() error {
-		if rep := report(); rep.State != "running" || rep.PagesResident < rep.PagesTotal {
-			return fmt.Errorf("host %s says: %+v", r.b.name(), rep)
-		}
-		return nil
+	g, _, id := beginStrange(t)
+	r, copied := g.r, g.outer()
+	g.awaitReport(t, r.b, id, "when it was moved", func(rep appliance.Report) bool {
+		return rep.State == "running" && rep.PagesResident >= rep.PagesTotal
 	})
 	r.a.kill()
 	if err := unix.Kill(copied, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	r.a.start(t)
-	testutil.Eventually(t, 30*time.Second, func() error {
-		if rep := report(); rep.Outcome != appliance.OutcomeLost || !strings.Contains(rep.Reason, "SIGBUS") {
-			return fmt.Errorf("host %s says: %+v", r.b.name(), rep)
-		}
-		return nil
+	g.awaitReport(t, r.b, id, "when its copy had ended", func(rep appliance.Report) bool {
+		return rep.Outcome == appliance.OutcomeLost && strings.Contains(rep.Reason, "SIGBUS")
 	})
-	t.Log(report().Reason)
 	g.at = r.b
 	g.end()
 	r.clean(t)

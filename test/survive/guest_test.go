@@ -293,14 +293,42 @@ func (g *guest) migrateWithin(limit time.Duration, req appliance.MigrateRequest)
 	return c.Watch(ctx, rep.ID, nil)
 }
 
+// meanwhile moves the guest, which must work, and calls during when the source says for
+// the first time what when waits for.
+func (g *guest) meanwhile(req appliance.MigrateRequest, when func(rep appliance.Report) bool, during func(n *node, id string)) appliance.Report {
+	g.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	c := g.at.api()
+	defer c.Close()
+	rep, err := c.Migrate(ctx, req)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	called := false
+	rep, err = c.Watch(ctx, rep.ID, func(rep appliance.Report) {
+		if !called && when(rep) {
+			called = true
+			during(g.r.other(g.at), rep.ID)
+		}
+	})
+	if err != nil || rep.Outcome != appliance.OutcomeDone {
+		g.t.Fatalf("%s: %v, %s: %s", g.identity, err, rep.Outcome, rep.Reason)
+	}
+	if !called {
+		g.t.Fatalf("%s: it was over before it could be looked at", g.identity)
+	}
+	return rep
+}
+
 // hop moves it to the other host, which must work.
 func (g *guest) hop(mode string) appliance.Report {
 	g.t.Helper()
 	rep, err := g.migrate(g.request(mode))
 	// Events of inotify that the program has not read yet are there for a moment, and
-	// so are files that it is about to remove.
+	// so are files that it is about to remove, and its children.
 	passing := func() bool {
-		return strings.Contains(rep.Reason, "unread events") || strings.Contains(rep.Reason, "/watched/f open or mapped")
+		return strings.Contains(rep.Reason, "unread events") || strings.Contains(rep.Reason, "a process with children") || strings.Contains(rep.Reason, "/watched/f open or mapped")
 	}
 	for tries := 0; err == nil && tries < 5 && passing(); tries++ {
 		rep, err = g.migrate(g.request(mode))

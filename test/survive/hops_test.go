@@ -122,6 +122,19 @@ func (r *rig) dial(ctx context.Context) (net.Conn, error) {
 	return nil, errors.Join(errs...)
 }
 
+// redis launches redis, for the clients of any host and with all commands.
+func (r *rig) redis(t testing.TB) *guest {
+	t.Helper()
+	return r.server(t, r.a, "redis-server", "--port", strconv.Itoa(servicePort), "--bind", "0.0.0.0", "--save", "", "--appendonly", "no",
+		"--dir", t.TempDir(), "--protected-mode", "no", "--enable-debug-command", "yes")
+}
+
+// memcached is the same with memcached.
+func (r *rig) memcached(t testing.TB) *guest {
+	t.Helper()
+	return r.server(t, r.a, "memcached", "-t", "4", "-l", "0.0.0.0", "-p", strconv.Itoa(servicePort), "-U", "0", "-u", "root", "-m", "64")
+}
+
 // server launches a server and waits until it takes connections.
 func (r *rig) server(t testing.TB, n *node, name string, args ...string) *guest {
 	t.Helper()
@@ -311,11 +324,9 @@ func (s memcachedSession) get(key string) (string, error) {
 func TestHopsOfServers(t *testing.T) {
 	begin(t)
 	r := newRig(t)
-	port := strconv.Itoa(servicePort)
 	t.Run("redis", func(t *testing.T) {
 		r.watch(t)
-		g := r.server(t, r.a, "redis-server", "--port", port, "--bind", "0.0.0.0", "--save", "", "--appendonly", "no",
-			"--dir", t.TempDir(), "--protected-mode", "no", "--enable-debug-command", "yes")
+		g := r.redis(t)
 		do := func(args ...string) string {
 			c, err := r.dial(t.Context())
 			if err != nil {
@@ -347,7 +358,7 @@ func TestHopsOfServers(t *testing.T) {
 	})
 	t.Run("memcached", func(t *testing.T) {
 		r.watch(t)
-		g := r.server(t, r.a, "memcached", "-t", "4", "-l", "0.0.0.0", "-p", port, "-U", "0", "-u", "root", "-m", "64")
+		g := r.memcached(t)
 		withClients(t, r, func(c net.Conn) session { return memcachedSession{c} }, func() { g.thereAndBack(t, modes, nil) })
 		g.end()
 		r.clean(t)

@@ -36,29 +36,9 @@ func (n *node) shell(script string, args ...string) (string, error) {
 func (g *guest) kept(mode string, during func(n *node, id string)) appliance.Report {
 	g.t.Helper()
 	g.shown = "keep"
-	req := g.request(mode)
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	c := g.at.api()
-	defer c.Close()
-	rep, err := c.Migrate(ctx, req)
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	called := false
-	rep, err = c.Watch(ctx, rep.ID, func(rep appliance.Report) {
-		if !called && rep.State == "serving" && rep.PagesTotal > 0 && rep.PagesResident == rep.PagesTotal {
-			called = true
-			during(g.r.other(g.at), rep.ID)
-		}
-	})
-	if err != nil || rep.Outcome != appliance.OutcomeDone {
-		g.t.Fatalf("%s: %v, %s: %s", g.identity, err, rep.Outcome, rep.Reason)
-	}
-	if !called {
-		g.t.Fatal("it was over before it was released")
-	}
-	return rep
+	return g.meanwhile(g.request(mode), func(rep appliance.Report) bool {
+		return rep.State == "serving" && rep.PagesTotal > 0 && rep.PagesResident == rep.PagesTotal
+	}, during)
 }
 
 // TestKept: with --shown keep the memory of a process that is here whole can be read as

@@ -133,6 +133,8 @@ type script struct {
 	run func(g *guest, mode string) error
 	// prepare, if set, makes the daemons do something at a point, besides.
 	act func(g *guest, s side, point string)
+	// away is how long a daemon that was killed stays away.
+	away time.Duration
 }
 
 // plain is a migration with which nothing is wrong.
@@ -237,6 +239,7 @@ func (g *guest) killAt(t *testing.T, sc script, mode string, ms ...moment) (reac
 			mu.Unlock()
 			break // not every migration passes every point
 		}
+		time.Sleep(sc.away)
 		n.launch(t)
 		if err := n.await(); err != nil && !errors.Is(err, errEnded) {
 			t.Fatal(err)

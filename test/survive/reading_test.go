@@ -70,8 +70,7 @@ func TestReading(t *testing.T) {
 	}
 	r := newRig(t)
 	r.watch(t)
-	g := r.server(t, r.a, "redis-server", "--port", strconv.Itoa(servicePort), "--bind", "0.0.0.0", "--save", "", "--appendonly", "no",
-		"--dir", t.TempDir(), "--protected-mode", "no", "--enable-debug-command", "yes")
+	g := r.redis(t)
 	c, err := r.dial(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -1,12 +1,10 @@
 package survive_test
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/pageferry/pageferry/appliance"
 	"github.com/pageferry/pageferry/page"
@@ -19,28 +17,7 @@ func (g *guest) slowly(trap string, during func(n *node, id string)) appliance.R
 	g.t.Helper()
 	req := g.request("postcopy")
 	req.Trap, req.MaxBandwidth = trap, "4MiB/s"
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	c := g.at.api()
-	defer c.Close()
-	rep, err := c.Migrate(ctx, req)
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	called := false
-	rep, err = c.Watch(ctx, rep.ID, func(rep appliance.Report) {
-		if !called && rep.State == "serving" {
-			called = true
-			during(g.r.other(g.at), rep.ID)
-		}
-	})
-	if err != nil || rep.Outcome != appliance.OutcomeDone {
-		g.t.Fatalf("%s: %v, %s: %s", g.identity, err, rep.Outcome, rep.Reason)
-	}
-	if !called {
-		g.t.Fatal("it was never seen arriving")
-	}
-	return rep
+	return g.meanwhile(req, func(rep appliance.Report) bool { return rep.State == "serving" }, during)
 }
 
 // TestShown reads the memory of a process that is still arriving through the files

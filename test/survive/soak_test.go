@@ -50,6 +50,9 @@ func veiledGuests(t testing.TB) map[string][]string {
 		"small":    module("regs,sync,timers,memory", "--mem", "4", "--beat-us", "2000"),
 		"churn":    module("churn"),
 		"shapes":   module("shapes", "--without", "guards"),
+		"halves":   module("halves", "--with", "growth"),
+		"sparse":   module("sparse"),
+		"spawn":    module("spawn"),
 		"trim":     module("trim"),
 		"go":       {testutil.GoProgram(t, "./test/programs/gcprog"), "-live", "16"},
 		"python":   {python(t), "-u", filepath.Join(testutil.ModuleRoot(t), "test/programs/selfcheck.py")},
@@ -84,7 +87,7 @@ type soak struct {
 func (s *soak) run(d time.Duration) {
 	all := veiledGuests(s.t)
 	var guests []*guest
-	for _, name := range []string{"churn", "trim", "go", "python", "workload"} {
+	for _, name := range []string{"churn", "sparse", "trim", "go", "python", "workload"} {
 		guests = append(guests, s.r.selfChecking(s.t, s.r.nodes()[len(guests)%2], all[name]...))
 	}
 	ctx, stop := context.WithTimeout(s.t.Context(), d)

@@ -5,7 +5,6 @@ package survive_test
 import (
 	"net"
 	"os"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -65,11 +64,9 @@ func TestHopsBehindTheVeil(t *testing.T) {
 func TestHopsOfServersBehindTheVeil(t *testing.T) {
 	begin(t)
 	r := newRig(t)
-	port := strconv.Itoa(servicePort)
 	t.Run("redis", func(t *testing.T) {
 		r.watch(t)
-		g := r.server(t, r.a, "redis-server", "--port", port, "--bind", "0.0.0.0", "--save", "", "--appendonly", "no",
-			"--dir", t.TempDir(), "--protected-mode", "no", "--enable-debug-command", "yes")
+		g := r.redis(t)
 		// Beside the clients memory is taken and given back, to the kernel as well.
 		churn := func() {
 			c, err := r.dial(t.Context())
@@ -91,7 +88,7 @@ func TestHopsOfServersBehindTheVeil(t *testing.T) {
 	})
 	t.Run("memcached", func(t *testing.T) {
 		r.watch(t)
-		g := r.server(t, r.a, "memcached", "-t", "4", "-l", "0.0.0.0", "-p", port, "-U", "0", "-u", "root", "-m", "64")
+		g := r.memcached(t)
 		withClients(t, r, func(c net.Conn) session { return memcachedSession{c} }, func() { g.hopBehindTheVeil(t, nil) })
 		g.end()
 		r.clean(t)
@@ -100,6 +97,25 @@ func TestHopsOfServersBehindTheVeil(t *testing.T) {
 
 // The pager is killed where memory is shown by a file that it serves.
 func TestKilledPagerBehindTheVeil(t *testing.T) { killedPagers(t, "fuse") }
+
+// The daemon is killed in a stop in which mappings are about to be replaced, and stays
+// away: the program goes on with them as they are.
+func TestKilledSettlerBehindTheVeil(t *testing.T) {
+	begin(t)
+	r := newRig(t)
+	r.watch(t)
+	for _, name := range []string{"sparse", "halves"} {
+		g := r.selfChecking(t, r.a, veiledGuests(t)[name]...)
+		g.trap = "fuse"
+		sc := plain
+		sc.away = 500 * time.Millisecond
+		for i, point := range []string{"settle-copy", "settle-copied", "settle-early", "settle-copy", "gate-running", "settle-copied"} {
+			g.killAt(t, sc, veilModes[i%len(veilModes)], moment{side: destination, point: "inject/" + point, nth: 1 + i%2})
+		}
+		g.verify()
+	}
+	r.clean(t)
+}
 
 func init() {
 	os.Setenv(appliance.EnvUnfinished, "trap-fuse")

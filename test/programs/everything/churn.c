@@ -155,8 +155,13 @@ static void step(struct arena *a)
 		to = s->n + (r >> 50) % (2 * MOST - s->n > 64 ? 64 : 2 * MOST - s->n + 1);
 		p = fresh(to);
 		p = mremap(s->p, s->n * PAGE, to * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, p);
-		/* what is settled in pieces is several mappings for that time */
-		if (opt.veiled && p == MAP_FAILED && errno == EFAULT) break;
+		/* What is settled in pieces is several mappings for that time. Since Linux 6.17 the
+		 * first of them may have moved nevertheless (remap_move, mm/mremap.c), or nothing,
+		 * and p be somebody else's by now: nothing is known about it. */
+		if (opt.veiled && p == MAP_FAILED && errno == EFAULT) {
+			s->n = 0;
+			break;
+		}
 		check(p != MAP_FAILED, "mremap: %s", strerror(errno));
 		s->p = p;
 		zeroed(s, s->n, to);

@@ -220,7 +220,7 @@ static void usage(void)
 		"usage: everything [--threads N] [--mem MIB] [--heartbeat unix:PATH|udp:IP:PORT]\n"
 		"  [--identity ID] [--beat-us N] [--pace N] [--report FILE] [--dir DIR] [--sigcont-ok] [--veiled]\n"
 		"  [--only MODULE,...] [--without MODULE|CHECK,...] [--with CHECK,...]\n"
-		"modules: regs waits timers signals sync memory files clocks churn, and by name only shapes shared trim\n"
+		"modules: regs waits timers signals sync memory files clocks churn, and by name only halves shapes shared sparse spawn trim\n"
 		"checks: avx512 avx sysv suspend itimers robust rseq growth inotify locks listen deleted guards\n"
 		"off by default: fork\n");
 	exit(2);
@@ -282,8 +282,11 @@ int main(int argc, char **argv)
 		{ "memory", memory_start, false },
 		{ "clocks", clocks_start, false },
 		{ "churn", churn_start, false },
+		{ "halves", halves_start, true },
 		{ "shapes", shapes_start, true },
 		{ "shared", shared_start, true },
+		{ "sparse", sparse_start, true },
+		{ "spawn", spawn_start, true },
 		{ "trim", trim_start, true },
 	};
 	struct timespec second = { 1, 0 };
