@@ -1,7 +1,6 @@
 package appliance
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"os"
@@ -12,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pageferry/pageferry/checkpoint/cgroup"
 	"github.com/pageferry/pageferry/dirty"
 	"github.com/pageferry/pageferry/fusemem"
 	"github.com/pageferry/pageferry/internal/sys"
@@ -184,36 +184,17 @@ func checkPtrace() Finding {
 }
 
 func checkFreezer() Finding {
-	var dir string
-	err := errors.New("no cgroup v2 hierarchy is mounted")
-	if dir, _ = cgroup2Mount("/proc/self/mounts"); dir != "" {
+	root, err := cgroup.Root()
+	if err == nil {
 		// The root has no cgroup.freeze; every child has (cgroup-v2.rst).
-		try := filepath.Join(dir, fmt.Sprintf("pageferry-doctor-%d", os.Getpid()))
+		try := filepath.Join(root.Dir(), fmt.Sprintf("pageferry-doctor-%d", os.Getpid()))
 		if err = os.Mkdir(try, 0o755); err == nil {
 			_, err = os.Stat(filepath.Join(try, "cgroup.freeze"))
 			_ = os.Remove(try)
 		}
 	}
-	return found("cgroup v2 freezer", "yes, at "+dir, err, VerdictMissing,
+	return found("cgroup v2 freezer", "yes, at "+root.Dir(), err, VerdictMissing,
 		"boot with systemd.unified_cgroup_hierarchy=1, or mount -t cgroup2 none /sys/fs/cgroup/unified")
-}
-
-// cgroup2Mount is where the v2 hierarchy is, "" if there is none. A mount that
-// another one hides is listed too, but is not what its path leads to.
-func cgroup2Mount(mounts string) (at string, err error) {
-	f, err := os.Open(mounts)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		w := strings.Fields(sc.Text())
-		var st unix.Statfs_t
-		if len(w) > 2 && w[2] == "cgroup2" && unix.Statfs(w[1], &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
-			at = w[1]
-		}
-	}
-	return at, nil
 }
 
 func checkPidfdGetfd() Finding {

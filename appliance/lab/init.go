@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -25,10 +26,20 @@ type hostSetup struct {
 	Hostname string `json:"hostname"`
 }
 
+// The first thread, which is the init's face to others (/proc/PID), is the one that leaves
+// its cgroup namespace and mounts: unshare(2) is of one thread.
+func init() {
+	if isInit() {
+		runtime.LockOSThread()
+	}
+}
+
+func isInit() bool { return len(os.Args) == 2 && os.Args[0] == initArg0 }
+
 // Main returns at once in any process but the init of a host, which it is, and
 // which never returns. Call it before anything else.
 func Main() {
-	if len(os.Args) != 2 || os.Args[0] != initArg0 {
+	if !isInit() {
 		return
 	}
 	ready := os.NewFile(4, "ready")
@@ -48,9 +59,7 @@ func setUp(arg string) error {
 		return err
 	}
 	// The cgroup namespace's root is the cgroup at the time of unshare, and
-	// clone(2) would make the namespace before it enters the cgroup. Main runs
-	// before other goroutines matter, and threads that begin later inherit; the
-	// thread that is the init's face to others is this one, the first.
+	// clone(2) would make the namespace before it enters the cgroup.
 	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
 		return fmt.Errorf("cgroup namespace: %w", err)
 	}

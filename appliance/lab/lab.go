@@ -14,6 +14,8 @@ import (
 
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/pageferry/pageferry/checkpoint/cgroup"
 )
 
 // baseDir holds one directory per lab, locked by whoever runs it.
@@ -115,11 +117,11 @@ func New(ctx context.Context, cfg Config) (_ *Lab, err error) {
 	if err := l.claim(); err != nil {
 		return nil, err
 	}
-	root, err := cgroupRoot()
+	root, err := cgroup.Root()
 	if err != nil {
 		return nil, err
 	}
-	l.cgroup = filepath.Join(root, cgroupPrefix+cfg.Name)
+	l.cgroup = filepath.Join(root.Dir(), cgroupPrefix+cfg.Name)
 	if err := os.Mkdir(l.cgroup, 0o755); err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}

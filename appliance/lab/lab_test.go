@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pageferry/pageferry/checkpoint/cgroup"
 	"github.com/pageferry/pageferry/internal/testutil"
 )
 
@@ -54,6 +55,7 @@ func TestHostsAreHosts(t *testing.T) {
 			{"ls /run /var/lib /dev/shm | grep -v : | xargs", ""},
 			{"cat /proc/self/cgroup | grep ^0:", "0::/run"},
 			{"ls -d /sys/fs/cgroup/run", "/sys/fs/cgroup/run"},
+			{"grep cgroup2 /proc/self/mountinfo | tail -1 | cut -d ' ' -f 4,5", "/ /sys/fs/cgroup"},
 			{"cat /proc/1/cmdline | cut -d '' -f1 | tr -d '\\0' | cut -c1-18", initArg0},
 			{"ls /sys/class/net | wc -l", "4"},
 		} {
@@ -186,11 +188,11 @@ func TestKilledLabLeavesNothing(t *testing.T) {
 		}
 		return nil
 	})
-	root, err := cgroupRoot()
+	root, err := cgroup.Root()
 	if err != nil {
 		t.Fatal(err)
 	}
-	left := []string{filepath.Join(root, cgroupPrefix+name), filepath.Join(baseDir, name)}
+	left := []string{filepath.Join(root.Dir(), cgroupPrefix+name), filepath.Join(baseDir, name)}
 	for _, p := range left {
 		if _, err := os.Stat(p); err != nil {
 			t.Errorf("the test expects %s to be left by a kill: %v", p, err)

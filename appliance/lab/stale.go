@@ -1,17 +1,17 @@
 package lab
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pageferry/pageferry/checkpoint/cgroup"
 )
 
 const cgroupPrefix = "pageferry-lab-"
@@ -90,7 +90,7 @@ func removeStale() {
 	if err != nil {
 		return
 	}
-	root, err := cgroupRoot()
+	root, err := cgroup.Root()
 	if err != nil {
 		return
 	}
@@ -100,26 +100,11 @@ func removeStale() {
 		if err != nil {
 			continue // in use
 		}
-		if removeCgroups(filepath.Join(root, cgroupPrefix+e.Name())) == nil {
+		if removeCgroups(filepath.Join(root.Dir(), cgroupPrefix+e.Name())) == nil {
 			_ = os.RemoveAll(dir)
 		}
 		f.Close()
 	}
-}
-
-// cgroupRoot is where the v2 hierarchy is mounted.
-func cgroupRoot() (string, error) {
-	f, err := os.Open("/proc/self/mounts")
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		if w := strings.Fields(sc.Text()); len(w) > 2 && w[2] == "cgroup2" {
-			return w[1], nil
-		}
-	}
-	return "", errors.New("no cgroup v2 hierarchy is mounted; \"pageferry doctor\" says how to get one")
 }
 
 // removeCgroups kills everything in a cgroup and below, and removes it. A

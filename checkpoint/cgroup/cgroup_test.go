@@ -44,6 +44,22 @@ func TestLocate(t *testing.T) {
 	}
 }
 
+// A mount that another namespace made can show more than this one has.
+func TestRootIsInside(t *testing.T) {
+	const other = "30 24 0:26 /../.. /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+	const own = "31 30 0:26 / /mnt/own rw - cgroup2 cgroup2 rw\n"
+	all := func(string) bool { return true }
+	if g, err := highest(other+own, all); g.Dir() != "/mnt/own" || err != nil {
+		t.Errorf("root %v, %v", g, err)
+	}
+	if g, err := highest(other, all); !errors.Is(err, ErrOutside) {
+		t.Errorf("outside the namespace: %v, %v", g, err)
+	}
+	if g, err := highest("", all); !errors.Is(err, ErrNoTree) {
+		t.Errorf("no tree: %v, %v", g, err)
+	}
+}
+
 func TestLifeOfAGroup(t *testing.T) {
 	testutil.Require(t, testutil.Root, testutil.CgroupV2)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)

@@ -3,6 +3,7 @@ package cgroup
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"path"
 	"strings"
@@ -54,23 +55,37 @@ func Of(pid int) (Group, error) {
 // mountinfo, of those that visible does not deny.
 func locate(mountinfo, p string, visible func(dir string) bool) (string, error) {
 	err := ErrNoTree
-	for line := range strings.Lines(mountinfo) {
-		fields, rest, ok := strings.Cut(line, " - ")
-		f := strings.Fields(fields)
-		if !ok || len(f) < 5 || !strings.HasPrefix(rest, "cgroup2 ") {
-			continue
-		}
+	for m := range trees(mountinfo) {
 		err = ErrOutside
-		root, at := unescape(f[3]), unescape(f[4])
-		if strings.HasPrefix(p, "/..") || strings.HasPrefix(root, "/..") {
+		if strings.HasPrefix(p, "/..") || m.outside() {
 			continue
 		}
-		sub, ok := strings.CutPrefix(p, strings.TrimSuffix(root, "/"))
-		if ok && (sub == "" || sub[0] == '/') && visible(at) {
-			return path.Join(at, sub), nil
+		sub, ok := strings.CutPrefix(p, strings.TrimSuffix(m.root, "/"))
+		if ok && (sub == "" || sub[0] == '/') && visible(m.at) {
+			return path.Join(m.at, sub), nil
 		}
 	}
 	return "", err
+}
+
+// tree is a mount of the v2 tree: the group that it shows, as the cgroup namespace calls
+// that, and where.
+type tree struct{ root, at string }
+
+// outside reports whether what is shown lies outside the cgroup namespace.
+func (m tree) outside() bool { return strings.HasPrefix(m.root, "/..") }
+
+// trees yields the mounts of the v2 tree (proc_pid_mountinfo(5)).
+func trees(mountinfo string) iter.Seq[tree] {
+	return func(yield func(tree) bool) {
+		for line := range strings.Lines(mountinfo) {
+			fields, rest, ok := strings.Cut(line, " - ")
+			f := strings.Fields(fields)
+			if ok && len(f) >= 5 && strings.HasPrefix(rest, "cgroup2 ") && !yield(tree{unescape(f[3]), unescape(f[4])}) {
+				return
+			}
+		}
+	}
 }
 
 // visible reports whether a mount of the v2 tree is what one finds at its mount

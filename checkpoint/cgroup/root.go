@@ -3,20 +3,25 @@ package cgroup
 import (
 	"os"
 	"path"
-	"strings"
 )
 
-// Root is the highest group that is visible here: where the v2 tree is mounted.
+// Root is the highest group that is visible here: where the v2 tree is mounted. A mount
+// that was made in another cgroup namespace and shows what is outside this one
+// (cgroup_namespaces(7)) is not taken: [Of] would not find again what is made there.
 func Root() (Group, error) {
-	b, err := os.ReadFile("/proc/self/mountinfo")
+	info, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return Group{}, err
 	}
-	for line := range strings.Lines(string(b)) {
-		fields, rest, ok := strings.Cut(line, " - ")
-		if f := strings.Fields(fields); ok && len(f) >= 5 && strings.HasPrefix(rest, "cgroup2 ") && visible(unescape(f[4])) {
-			return Group{path.Clean(unescape(f[4]))}, nil
+	return highest(string(info), visible)
+}
+
+func highest(mountinfo string, visible func(dir string) bool) (Group, error) {
+	err := ErrNoTree
+	for m := range trees(mountinfo) {
+		if err = ErrOutside; !m.outside() && visible(m.at) {
+			return Group{path.Clean(m.at)}, nil
 		}
 	}
-	return Group{}, ErrNoTree
+	return Group{}, err
 }
