@@ -280,7 +280,7 @@ func (d *Daemon) end(m *migration, outcome Outcome, err error) {
 		d.registry.forget(m)
 		return
 	}
-	m.update(func(r *Report) {
+	serr := d.registry.finish(m, func(r *Report) {
 		r.Outcome = outcome
 		if r.TotalMS == 0 {
 			r.TotalMS = ms(time.Since(r.Started))
@@ -292,7 +292,7 @@ func (d *Daemon) end(m *migration, outcome Outcome, err error) {
 			r.Reason = fmt.Sprintf("canceled; process %d runs on here", r.SourcePID)
 		}
 	})
-	if serr := d.registry.finish(m); serr != nil {
+	if serr != nil {
 		d.log.Error("keeping the report", "migration", m.id, "err", serr)
 	}
 	rep, _ := m.snapshot()

@@ -99,7 +99,7 @@ func TestPredictedIsReported(t *testing.T) {
 	// A mode without rounds is foreseen by what the last migration took.
 	before := newMigration(transport.MigrationID{1}, RoleSource, Report{Outcome: OutcomeDone, Peer: b.Config().Listen,
 		Started: time.Now(), Rounds: []Round{{Pages: 1 << 18, MS: 1000}}})
-	if err := a.registry.finish(before); err != nil {
+	if err := a.registry.finish(before, nil); err != nil {
 		t.Fatal(err)
 	}
 	if r, err = a.client.Migrate(t.Context(), MigrateRequest{PID: 4243, To: b.Config().Listen, Mode: "stop"}); err != nil {

@@ -94,9 +94,20 @@ func (r *registry) add(m *migration) error {
 	return nil
 }
 
-// finish keeps the report of a migration that has ended and lets go of it.
-func (r *registry) finish(m *migration) error {
+// finish lets go of a migration that has ended, keeps its report, which last completes,
+// and then tells those who watch: to them the process is free again.
+func (r *registry) finish(m *migration, last func(rep *Report)) error {
 	rep, _ := m.snapshot()
+	if !rep.Finished() {
+		last(&rep)
+	}
+	err := r.keep(m, rep)
+	m.update(func(r *Report) { *r = rep })
+	return err
+}
+
+// keep replaces a migration by its report.
+func (r *registry) keep(m *migration, rep Report) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.live = slices.DeleteFunc(r.live, func(o *migration) bool { return o == m })

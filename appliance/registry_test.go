@@ -16,7 +16,7 @@ func TestFindByPrefix(t *testing.T) {
 	for i, id := range []string{"aa11", "aa22", "bb33"} {
 		m := newMigration([16]byte{}, RoleSource, Report{SourcePID: i, Started: time.Unix(int64(i), 0)})
 		m.report.ID, m.report.Outcome = id, OutcomeDone
-		if err := r.finish(m); err != nil {
+		if err := r.finish(m, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -35,11 +35,31 @@ func TestFindByPrefix(t *testing.T) {
 	}
 	m := newMigration([16]byte{}, RoleSource, Report{})
 	m.report.ID, m.report.Outcome = "bb44", OutcomeDone
-	if err := r.finish(m); err != nil {
+	if err := r.finish(m, nil); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := r.find("bb"); !errors.Is(err, ErrAmbiguous) {
 		t.Errorf("%v", err)
+	}
+}
+
+// Who is told that a migration has ended may ask for the next one of that process.
+func TestFinishedIsFree(t *testing.T) {
+	r, err := openRegistry(t.TempDir(), 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 200 {
+		m := newMigration([16]byte{1}, RoleSource, Report{SourcePID: 42})
+		if err := r.add(m); err != nil {
+			t.Fatalf("migration %d: %v", i, err)
+		}
+		_, changed := m.snapshot()
+		go func() { _ = r.finish(m, func(rep *Report) { rep.Outcome = OutcomeDone }) }()
+		<-changed
+		if rep, _ := m.snapshot(); rep.Outcome != OutcomeDone {
+			t.Fatalf("migration %d: %q", i, rep.Outcome)
+		}
 	}
 }
 

@@ -33,21 +33,21 @@ func (m *Mapping) Has(flag string) bool {
 	return false
 }
 
-// ReadMaps reads /proc/PID/maps.
-func ReadMaps(pid int) ([]Mapping, error) {
-	b, err := read(pid, "maps")
-	if err != nil {
-		return nil, err
-	}
-	return ParseMaps(b)
-}
+// ReadMaps reads /proc/PID/maps. A process without memory, which has ended and is not
+// reaped yet or is about to end, is [ErrGone]: its file is empty.
+func ReadMaps(pid int) ([]Mapping, error) { return readMappings(pid, "maps") }
 
 // ReadSmaps reads /proc/PID/smaps: the mappings with their VmFlags. It walks the
 // page tables, 10 ms for each GiB of memory.
-func ReadSmaps(pid int) ([]Mapping, error) {
-	b, err := read(pid, "smaps")
+func ReadSmaps(pid int) ([]Mapping, error) { return readMappings(pid, "smaps") }
+
+func readMappings(pid int, file string) ([]Mapping, error) {
+	b, err := read(pid, file)
 	if err != nil {
 		return nil, err
+	}
+	if len(b) == 0 {
+		return nil, fmt.Errorf("pid %d: %w: it has no memory any more", pid, ErrGone)
 	}
 	return ParseMaps(b)
 }

@@ -161,6 +161,24 @@ func TestGone(t *testing.T) {
 	}
 }
 
+// A process that has ended and that nobody has waited for is there still, without memory.
+func TestGoneButNotReaped(t *testing.T) {
+	cmd := exec.Command("true")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Wait() }()
+	if err := unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	if ms, err := ReadMaps(cmd.Process.Pid); !errors.Is(err, ErrGone) {
+		t.Errorf("maps: %v, %v", ms, err)
+	}
+	if ms, err := ReadSmaps(cmd.Process.Pid); !errors.Is(err, ErrGone) {
+		t.Errorf("smaps: %v, %v", ms, err)
+	}
+}
+
 func TestTracer(t *testing.T) {
 	testutil.Require(t, testutil.Root)
 	tr := NewTracer()

@@ -3,6 +3,7 @@ package restore
 import (
 	"bytes"
 	"debug/elf"
+	"errors"
 	"testing"
 	"time"
 
@@ -141,6 +142,14 @@ func TestVDSO(t *testing.T) {
 		if len(trimELF(b)) != len(b) {
 			t.Errorf("%d bytes of nonsense are trimmed", len(b))
 		}
+	}
+}
+
+// A kernel that gives none (vdso=0), and a process that has one.
+func TestNoVDSO(t *testing.T) {
+	p := &image.Process{VMAs: []image.VMA{{Range: page.Range{Start: 1 << 30, End: 1<<30 + 8192}, Kind: image.VMAVDSO}}}
+	if _, err := placeVDSO(nil, &vdso{}, p, nil, false); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("placeVDSO: %v", err)
 	}
 }
 

@@ -136,6 +136,9 @@ func placeVDSO(s *script, cur *vdso, p *image.Process, taken []page.Range, force
 		}
 		return nil, nil
 	}
+	if len(cur.parts) == 0 {
+		return nil, fmt.Errorf("%w: this kernel gives processes no vdso (vdso=0), and this one has one", ErrUnsupported)
+	}
 	own, err := ownVDSO()
 	if err != nil {
 		return nil, err
