@@ -83,8 +83,6 @@ type Veil struct {
 
 	memory memory
 	moves  []mover // that were under way when the program was being stopped
-	// movesSaved: what was saved last has such.
-	movesSaved bool
 	// followed are those of which all is known: they show as long as nobody lets their
 	// thread return.
 	followed []mover
@@ -322,14 +320,13 @@ func (v *Veil) ahead(d doing) bool {
 		}
 		all = append(all, src...)
 	}
+	var failed error
 	if d.changing {
-		lost, err := v.lost(d.pids[0])
-		if err != nil {
-			return false
-		}
+		var lost page.Set
+		lost, failed = v.lost(d.pids[0]) // which it tells once
 		all = append(all, lost.Ranges()...)
 	}
-	return v.giveUp(all) == nil
+	return errors.Join(failed, v.giveUp(all)) == nil
 }
 
 func (v *Veil) giveUp(src []page.Range) (err error) {
@@ -351,7 +348,6 @@ func (v *Veil) read(fd, k int) (m sys.UffdMsg, ok bool) {
 	for _, mv := range d.moves {
 		if !slices.Contains(v.moves, mv) {
 			v.moves = append(v.moves, mv)
-			v.memory.setChanged()
 		}
 	}
 	if err := v.save(); err != nil {

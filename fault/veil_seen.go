@@ -50,6 +50,7 @@ type memory struct {
 	mu      sync.Mutex
 	by      map[int]*seen
 	changed bool // since it was saved
+	moves   []VeiledMove
 }
 
 // of is what is known of pid; mu is held.
@@ -348,6 +349,7 @@ func (v *Veil) Expected(pid int, at, src page.Range) bool {
 		s.own.Add(r)
 		v.memory.changed = true
 	}
+	v.noted()
 	return rest.Empty()
 }
 
@@ -358,6 +360,7 @@ func (v *Veil) Again(pid int, at, src page.Range) {
 	s := v.of(pid)
 	s.sights = append(without(s.sights, page.NewSet(at)), sight{at, src})
 	v.memory.changed = true
+	v.noted()
 }
 
 // Settled says that pid sees parts of the source no longer by the file, but has them
@@ -368,6 +371,15 @@ func (v *Veil) Settled(pid int, at page.Set) {
 	s := v.of(pid)
 	s.sights = without(s.sights, at)
 	v.memory.changed = true
+	v.noted()
+}
+
+// noted keeps what was learned from whoever settles the memory: what grows or moves there
+// later is nothing of the file's. mu is held.
+func (v *Veil) noted() {
+	if err := v.keepState(); err != nil {
+		v.log.Error("what is known of the program's memory cannot be saved", "err", err)
+	}
 }
 
 // Own are the addresses of pid in r where it has copies of its own of all that is not
@@ -377,10 +389,4 @@ func (v *Veil) Own(pid int, r page.Range) page.Set {
 	defer v.memory.mu.Unlock()
 	s := v.of(pid)
 	return page.NewSet(s.own.Intersect(r)...)
-}
-
-func (m *memory) setChanged() {
-	m.mu.Lock()
-	m.changed = true
-	m.mu.Unlock()
 }

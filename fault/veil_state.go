@@ -37,21 +37,35 @@ func (v *Veil) restore(st VeilState) {
 		}
 		v.memory.by[p.PID] = s
 	}
-	v.movesSaved = len(st.Moves) > 0
+	v.memory.moves = st.Moves
 	for _, m := range st.Moves {
 		v.moves = append(v.moves, mover{m.PID, move{m.From, m.Old, m.Size, m.Stays, m.Unmap}})
 	}
 }
 
-// save is to be called when all that is known has been acted upon, and before an event
-// is read: what it tells cannot be asked for again then.
+// save is to be called when all that is known has been acted upon: before an event is
+// read, as what it tells cannot be asked for again then, and before the program goes on,
+// as it may change anything then.
 func (v *Veil) save() error {
 	v.memory.mu.Lock()
 	defer v.memory.mu.Unlock()
+	moves := make([]VeiledMove, len(v.moves))
+	for i, m := range v.moves {
+		moves[i] = VeiledMove{m.pid, m.from, m.old, m.size, m.stays, m.unmap}
+	}
+	if !slices.Equal(moves, v.memory.moves) {
+		v.memory.moves, v.memory.changed = moves, true
+	}
+	return v.keepState()
+}
+
+// keepState saves what has changed; mu is held. The moves are those of the last save: they
+// are Run's alone.
+func (v *Veil) keepState() error {
 	if !v.memory.changed {
 		return nil
 	}
-	var st VeilState
+	st := VeilState{Moves: v.memory.moves}
 	for pid, s := range v.memory.by {
 		p := VeiledProcess{PID: pid, Own: s.own}
 		for _, g := range s.sights {
@@ -59,13 +73,10 @@ func (v *Veil) save() error {
 		}
 		st.Processes = append(st.Processes, p)
 	}
-	for _, m := range v.moves {
-		st.Moves = append(st.Moves, VeiledMove{m.pid, m.from, m.old, m.size, m.stays, m.unmap})
-	}
 	if err := v.cfg.Save(st); err != nil {
 		return err
 	}
-	v.memory.changed, v.movesSaved = false, len(st.Moves) > 0
+	v.memory.changed = false
 	return nil
 }
 

@@ -12,11 +12,8 @@ import (
 // begin begins to stop the program. Who takes over then goes by the moves that were saved:
 // those of an earlier time would be taken for what is under way now.
 func (v *Veil) begin() error {
-	if v.movesSaved && len(v.moves) == 0 {
-		v.memory.setChanged()
-		if err := v.save(); err != nil {
-			return err
-		}
+	if err := v.save(); err != nil {
+		return err
 	}
 	v.src.SetStopping(true)
 	return v.cfg.Freeze()
@@ -62,14 +59,17 @@ func (v *Veil) held(fd int) error {
 		v.moves = nil
 		v.src.ClearVeilEvents()
 	}
-	v.moves = nil
 	return v.letGo()
 }
 
-// letGo lets the program go on. In this order: nobody else would thaw it.
+// letGo lets the program go on, when all that is known has been acted upon. In this order:
+// who takes over must know it by then, for the program changes what it goes by; and
+// nobody else would thaw it.
 func (v *Veil) letGo() error {
-	v.followed = nil
-	err := v.cfg.Thaw()
+	v.moves, v.followed = nil, nil
+	err := v.save()
+	v.src.ClearVeilEvents()
+	err = errors.Join(err, v.cfg.Thaw())
 	v.src.SetStopping(false)
 	return err
 }
@@ -102,11 +102,7 @@ func (v *Veil) finish() error {
 		}
 		time.Sleep(min(time.Since(begin)/4+20*time.Microsecond, 5*time.Millisecond))
 	}
-	err := v.apply()
-	v.moves = nil
-	err = errors.Join(err, v.save())
-	v.src.ClearVeilEvents()
-	return errors.Join(err, v.letGo())
+	return errors.Join(v.apply(), v.letGo())
 }
 
 // apply gives up what the events say. Nobody executes anything.
