@@ -303,7 +303,7 @@ func (t *Target) prepare(th *thread, r *sys.Regs) error {
 // over other stops, and returns the children it made meanwhile.
 func (t *Target) wait(th *thread, end uint64) (clones []int, err error) {
 	for {
-		ws, err := sys.WaitStop(th.tid)
+		ws, err := waitStop(th.tid)
 		if err != nil {
 			return clones, t.gone(fmt.Errorf("wait for thread %d: %w", th.tid, err))
 		}

@@ -3,6 +3,7 @@ package inject
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"strconv"
 	"testing"
 	"time"
@@ -158,6 +159,63 @@ func TestKilledDuringABatch(t *testing.T) {
 	if _, err := Bootstrap(tg.tr, pid, pid); !errors.Is(err, proc.ErrGone) {
 		t.Errorf("bootstrap: %v", err)
 	}
+}
+
+// The first process of a PID namespace cannot end before its children are reaped, and it is
+// traced by the thread that traces them.
+func TestFirstOfANamespaceKilledDuringABatch(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.AMD64)
+	cmd := exec.Command("sleep", "1000")
+	cmd.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	pid := cmd.Process.Pid
+	tr := proc.NewTracer()
+	t.Cleanup(tr.Close)
+	hold(t, tr, pid)
+	tr.Do(func() {
+		err := sys.PtraceSetOptions(pid, unix.PTRACE_O_TRACESYSGOOD|unix.PTRACE_O_TRACEFORK|unix.PTRACE_O_TRACECLONE|unix.PTRACE_O_EXITKILL)
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	tg, err := Bootstrap(tr, pid, pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := tg.Batch()
+	b.Call(unix.SYS_CLONE3, b.Bytes(sys.AsBytes(&sys.CloneArgs{ExitSignal: uint64(unix.SIGCHLD)})), uint64(sys.SizeOf[sys.CloneArgs]()))
+	ts := sys.Timespec{Sec: 100}
+	b.Call(unix.SYS_NANOSLEEP, b.Bytes(sys.AsBytes(&ts)), 0)
+	ran := make(chan error, 1)
+	go func() { ran <- b.Run(pid) }()
+	time.AfterFunc(100*time.Millisecond, func() { _ = unix.Kill(pid, unix.SIGKILL) })
+	select {
+	case err := <-ran:
+		if !errors.Is(err, proc.ErrGone) {
+			t.Errorf("run: %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		for _, e := range children(pid) { // so that the thread can go on, and the test end
+			_ = unix.Waitid(unix.P_PID, e, nil, unix.WEXITED|unix.WALL, nil)
+		}
+		t.Fatal("it waits for the end of a process that waits for it")
+	}
+}
+
+// children lists those of pid.
+func children(pid int) (out []int) {
+	all, _ := os.ReadDir("/proc")
+	for _, e := range all {
+		if child, err := strconv.Atoi(e.Name()); err == nil {
+			if st, err := proc.ReadStat(child); err == nil && st.PPID == pid {
+				out = append(out, child)
+			}
+		}
+	}
+	return out
 }
 
 // An adopted process makes children in a batch; they arrive stopped.

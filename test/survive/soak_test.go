@@ -38,6 +38,15 @@ func soakTime(t testing.TB) time.Duration {
 // soakTraps are those that are used.
 var soakTraps = []string{"auto", "auto", "auto", "uffd"}
 
+// soakGuests are the programs, all of different kinds but where PAGEFERRY_SOAK_GUESTS names
+// others, for the search of a fault.
+func soakGuests() []string {
+	if s := os.Getenv("PAGEFERRY_SOAK_GUESTS"); s != "" {
+		return strings.Split(s, ",")
+	}
+	return []string{"churn", "sparse", "trim", "go", "python", "workload"}
+}
+
 // veiledGuests are programs that verify themselves, and stress what is different where
 // a file shows their memory.
 func veiledGuests(t testing.TB) map[string][]string {
@@ -87,7 +96,7 @@ type soak struct {
 func (s *soak) run(d time.Duration) {
 	all := veiledGuests(s.t)
 	var guests []*guest
-	for _, name := range []string{"churn", "sparse", "trim", "go", "python", "workload"} {
+	for _, name := range soakGuests() {
 		guests = append(guests, s.r.selfChecking(s.t, s.r.nodes()[len(guests)%2], all[name]...))
 	}
 	ctx, stop := context.WithTimeout(s.t.Context(), d)
