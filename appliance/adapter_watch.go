@@ -36,13 +36,28 @@ func (a *arrival) watch(p *pager.Client) {
 				return
 			}
 			a.log.Debug("the connection to the pager has ended", "err", ev.Err)
-			if err := a.revive(context.Background(), p); err != nil && !errors.Is(err, migrate.ErrGone) {
-				a.log.Error("no pager could take over; the process waits at its next missing page", "err", err)
-			}
+			a.replace(p)
 			return
 		}
 	}
 }
+
+// replace puts another in the place of a dead pager, however often that fails: nobody else
+// does it but who asks something of the pager, and the process may stand still meanwhile,
+// stopped by the one that died.
+func (a *arrival) replace(dead *pager.Client) {
+	for pause := takeoverPause; ; pause = min(2*pause, takeoverLimit) {
+		err := a.revive(context.Background(), dead)
+		if err == nil || errors.Is(err, errEnded) || errors.Is(err, migrate.ErrGone) {
+			return
+		}
+		a.log.Error("no pager could take over yet; the process waits at its next missing page", "err", err)
+		time.Sleep(pause)
+	}
+}
+
+// takeoverPause is how long is waited after the first attempt that failed.
+const takeoverPause = 20 * time.Millisecond
 
 // takeoverLimit bounds one attempt to replace a pager.
 const takeoverLimit = 30 * time.Second

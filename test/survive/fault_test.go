@@ -214,6 +214,35 @@ func killedPagers(t *testing.T, trap string) {
 	r.clean(t)
 }
 
+// Every pager that takes over is killed at once, for a while: one that may live takes over
+// in the end, also where nobody asks anything of it.
+func TestKilledTakeover(t *testing.T) {
+	begin(t)
+	r := newRig(t)
+	g := r.small(t, r.a, "--mem", "48", "--veiled", "--sigcont-ok")
+	for _, point := range []string{"destination/journal/running/after", "destination/engine/fetch/before"} {
+		r.watch(t)
+		to := r.other(g.at)
+		killed := 0
+		done := make(chan struct{})
+		rep := g.disturb(t, "postcopy", destination, point, func() {
+			go func() {
+				defer close(done)
+				for end := time.Now().Add(1500 * time.Millisecond); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+					killed += to.killPagers()
+				}
+			}()
+		})
+		<-done
+		t.Logf("%d pagers killed: %s %s", killed, rep.Outcome, rep.Reason)
+		if rep.Outcome != appliance.OutcomeDone || killed < 2 {
+			t.Errorf("%s after %d pagers killed: %s", rep.Outcome, killed, rep.Reason)
+		}
+	}
+	g.verify()
+	r.clean(t)
+}
+
 // committed reports whether a point lies behind the source's commit.
 func committed(point string) bool {
 	for _, s := range []string{"recv/commit", "journal/committed", "engine/release", "journal/running", "engine/fetch", "engine/resident"} {
