@@ -104,7 +104,7 @@ func TestRefused(t *testing.T) {
 		}
 		cmd := exec.Command(exe)
 		cmd.Env = append(os.Environ(), envTracer+"="+pid)
-		said := &logBuffer{}
+		said := newLogBuffer(t, "refused")
 		cmd.Stdout = said
 		tracer, err := r.a.host.Start("run", cmd)
 		if err != nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -101,7 +102,7 @@ func (r *rig) other(n *node) *node {
 
 func (r *rig) newNode(h *lab.Host) *node {
 	r.t.Helper()
-	n := &node{r: r, host: h, points: newPoints(r.t), log: &logBuffer{}}
+	n := &node{r: r, host: h, points: newPoints(r.t), log: newLogBuffer(r.t, h.Name())}
 	if err := os.MkdirAll(n.path("/run/pageferry"), 0o700); err != nil {
 		r.t.Fatal(err)
 	}
@@ -257,13 +258,30 @@ func (n *node) list() ([]appliance.Report, error) {
 
 // logBuffer is what a daemon has said. Safe for concurrent use.
 type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
+	mu   sync.Mutex
+	b    bytes.Buffer
+	file io.Writer // a copy
+}
+
+// newLogBuffer writes a copy into the directory PAGEFERRY_LOGS, if that is set: a test that
+// hangs shows nothing else.
+func newLogBuffer(t testing.TB, name string) *logBuffer {
+	l := &logBuffer{file: io.Discard}
+	if dir := os.Getenv("PAGEFERRY_LOGS"); dir != "" {
+		f, err := os.Create(filepath.Join(dir, name+".log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		l.file = f
+	}
+	return l
 }
 
 func (l *logBuffer) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	_, _ = l.file.Write(p)
 	return l.b.Write(p)
 }
 
