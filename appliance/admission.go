@@ -94,9 +94,7 @@ func (a *admission) check(o migrate.Offer) error {
 	switch o.Trap {
 	case "", TrapAuto, TrapUFFD:
 	case TrapFUSE:
-		if !unfinishedTrap {
-			no("trap %q is not known here", o.Trap)
-		} else if !slices.Contains(a.facts.Abilities, abilityFUSE) {
+		if !slices.Contains(a.facts.Abilities, abilityFUSE) {
 			no("trap fuse is not possible here: %s", cmp.Or(a.facts.Missing[abilityFUSE], "this host lacks fuse"))
 		}
 	default:

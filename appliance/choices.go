@@ -2,7 +2,6 @@ package appliance
 
 import (
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 )
@@ -15,18 +14,9 @@ func CheckMode(s string) error {
 	return checkChoice("mode", s, []string{"auto", "hybrid", "precopy", "postcopy", "stop"}, nil)
 }
 
-// EnvUnfinished, set to "trap-fuse" for daemon and command, lets trap fuse be used for work
-// on it: it is not sound yet, see ARCHITECTURE.
-const EnvUnfinished = "PAGEFERRY_UNFINISHED"
-
-var unfinishedTrap = os.Getenv(EnvUnfinished) == "trap-fuse"
-
-// CheckTrap accepts "", auto and uffd.
+// CheckTrap accepts "", auto, uffd and fuse.
 func CheckTrap(s string) error {
-	if s == TrapFUSE && unfinishedTrap {
-		return nil
-	}
-	return checkChoice("trap", s, []string{TrapAuto, TrapUFFD}, []string{TrapFUSE})
+	return checkChoice("trap", s, []string{TrapAuto, TrapUFFD, TrapFUSE}, nil)
 }
 
 // CheckShown accepts "", drop and keep.

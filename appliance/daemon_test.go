@@ -129,7 +129,7 @@ func TestRefusals(t *testing.T) {
 		{PID: 0, To: "x"}, {PID: 1000}, {PID: 1000, To: "host:0"}, {PID: 1000, To: "h", Mode: "precpy"},
 		{PID: 1000, To: "h", Mode: "stop", MaxDowntimeMS: 10}, {PID: 1000, To: "h", Mode: "hybrid", MaxDowntimeMS: -1},
 		{PID: 1000, To: "h", Mode: "hybrid", Throttle: 0.5}, {PID: 1000, To: "h", Mode: "precopy", Throttle: 1},
-		{PID: 1000, To: "h", Trap: "fuse"}, {PID: 1000, To: "h", Transport: "rdma"}, {PID: 1000, To: "h", TCP: "keep"},
+		{PID: 1000, To: "h", Trap: "fused"}, {PID: 1000, To: "h", Transport: "rdma"}, {PID: 1000, To: "h", TCP: "keep"},
 		{PID: 1000, To: "h", PIDNS: "x"}, {PID: 1000, To: "h", OnSourceExit: "x"},
 	} {
 		if _, err := a.client.Migrate(t.Context(), req); !errors.As(err, &api) || api.Kind != KindUsage {

@@ -144,7 +144,6 @@ func TestUsage(t *testing.T) {
 		{"migrate 12 --to h --nope", "unknown flag"},
 		{"migrate 12 --to h --mode precpy", "mode \"precpy\" is not known"},
 		{"migrate 12 --to h --mode fast", "mode \"fast\" is not known"},
-		{"migrate 12 --to h --trap fuse", "trap fuse is not in this version"},
 		{"migrate 12 --to h --trap mouse", `trap "mouse" is not known`},
 		{"migrate 12 --to h --transport rdma", "transport rdma is not in this version"},
 		{"migrate 12 --to h --compress zip", "compress \"zip\" is not known"},

@@ -33,7 +33,7 @@ type migrateOptions struct {
 func (o *migrateOptions) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.mode, "mode", "auto", "when the pages move: hybrid (before and after the switch), precopy, postcopy or stop; auto is the daemon's default, which is to choose between hybrid and postcopy by what the process writes and the link carries")
-	f.StringVar(&o.trap, "trap", "auto", "what traps pages that are not there yet: auto (memory by userfaultfd, files that are not there either by FUSE) or uffd (no FUSE)")
+	f.StringVar(&o.trap, "trap", "auto", "what traps pages that are not there yet: auto (memory by userfaultfd, files that are not there either by FUSE), uffd (no FUSE) or fuse (memory, too)")
 	f.StringVar(&o.transport, "transport", "auto", "what carries the pages: tcp")
 	f.StringVar(&o.compress, "compress", "auto", "auto (what gets across sooner), lz4 (all that shrinks) or none")
 	f.StringVar(&o.maxDowntime, "max-downtime", "", "how long the program may stand still at the switch, such as 50ms; with hybrid and precopy")
@@ -49,7 +49,7 @@ func (o *migrateOptions) flags(cmd *cobra.Command) {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 	}
 	complete("mode", "auto", "hybrid", "precopy", "postcopy", "stop")
-	complete("trap", "auto", "uffd")
+	complete("trap", "auto", "uffd", "fuse")
 	complete("transport", "auto", "tcp")
 	complete("compress", "auto", "lz4", "none")
 	complete("tcp", "refuse", "close")

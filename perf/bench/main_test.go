@@ -246,7 +246,7 @@ func TestBenchmarks(t *testing.T) {
 		list func(scale) []benchmark
 	}{
 		{"Switch", switches}, {"Stages", stagesList}, {"Fault", faults}, {"Throughput", throughputs}, {"Memory", memories},
-		{"Precopy", precopies}, {"Track", tracks}, {"Link", links}, {"Shown", shownList},
+		{"Precopy", precopies}, {"Track", tracks}, {"Link", links}, {"Shown", shownList}, {"Trap", traps},
 	} {
 		for _, one := range group.list(tiny) {
 			t.Run(group.name+"/"+one.name, func(t *testing.T) {

@@ -1,5 +1,3 @@
-//go:build veil
-
 package bench
 
 import (

@@ -36,7 +36,7 @@ func soakTime(t testing.TB) time.Duration {
 }
 
 // soakTraps are those that are used.
-var soakTraps = []string{"auto", "auto", "auto", "uffd"}
+var soakTraps = []string{"fuse", "fuse", "auto", "uffd"}
 
 // soakGuests are the programs, all of different kinds but where PAGEFERRY_SOAK_GUESTS names
 // others, for the search of a fault.

@@ -1,15 +1,11 @@
-//go:build veil
-
 package survive_test
 
 import (
 	"net"
-	"os"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/pageferry/pageferry/appliance"
 	"github.com/pageferry/pageferry/internal/testutil"
 )
 
@@ -115,9 +111,4 @@ func TestKilledSettlerBehindTheVeil(t *testing.T) {
 		g.verify()
 	}
 	r.clean(t)
-}
-
-func init() {
-	os.Setenv(appliance.EnvUnfinished, "trap-fuse")
-	soakTraps = []string{"fuse", "fuse", "fuse", "auto"}
 }
