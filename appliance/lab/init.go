@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"os/signal"
 	"runtime"
@@ -42,6 +43,10 @@ func Main() {
 	if !isInit() {
 		return
 	}
+	before := map[string]bool{}
+	for dev := range mountedFUSE() {
+		before[dev] = true
+	}
 	ready := os.NewFile(4, "ready")
 	if err := setUp(os.Args[1]); err != nil {
 		fmt.Fprintln(ready, err)
@@ -49,7 +54,7 @@ func Main() {
 	}
 	fmt.Fprintln(ready, initReady)
 	ready.Close()
-	os.Exit(reap(os.NewFile(3, "hold")))
+	os.Exit(reap(os.NewFile(3, "hold"), before))
 }
 
 // setUp turns the new namespaces into a host.
@@ -96,8 +101,9 @@ func setUp(arg string) error {
 	return nil
 }
 
-// reap is what an init does until hold ends.
-func reap(hold *os.File) int {
+// reap is what an init does until hold ends. before are the FUSE file systems that it has
+// found.
+func reap(hold *os.File, before map[string]bool) int {
 	// A process that somebody stops or interrupts by name is not this one.
 	signal.Ignore(unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	child := make(chan os.Signal, 1)
@@ -117,7 +123,7 @@ func reap(hold *os.File) int {
 		select {
 		case <-child:
 		case <-end:
-			abortFUSE()
+			abortFUSE(before)
 			return 0
 		}
 	}
@@ -125,17 +131,34 @@ func reap(hold *os.File) int {
 
 // abortFUSE kills all processes of the host, and then aborts what they have mounted: one
 // that waits for a file of a mount whose server was killed with it could not end, and nor
-// could the init then.
-func abortFUSE() {
+// could the init then. To abort is for all mount namespaces: what was there before the host
+// is somebody else's.
+func abortFUSE(before map[string]bool) {
 	_ = unix.Kill(-1, unix.SIGKILL)
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return
+	for dev, at := range mountedFUSE() {
+		if !before[dev] {
+			_ = unix.Unmount(at, unix.MNT_FORCE) // busy or not
+		}
 	}
-	for line := range strings.Lines(string(b)) { // proc_pid_mountinfo(5)
-		f := strings.Fields(line)
-		if i := slices.Index(f, "-"); i >= 0 && len(f) > i+1 && strings.HasPrefix(f[i+1], "fuse.") {
-			_ = unix.Unmount(f[4], unix.MNT_FORCE) // busy or not
+}
+
+// mountedFUSE yields the devices of FUSE file systems, and where those are mounted
+// (proc_pid_mountinfo(5)).
+func mountedFUSE() iter.Seq2[string, string] {
+	return func(yield func(dev, at string) bool) {
+		b, err := os.ReadFile("/proc/self/mountinfo")
+		if err != nil {
+			return
+		}
+		for line := range strings.Lines(string(b)) {
+			f := strings.Fields(line)
+			i := slices.Index(f, "-")
+			if i < 5 || len(f) <= i+1 || f[i+1] != "fuse" && !strings.HasPrefix(f[i+1], "fuse.") {
+				continue
+			}
+			if !yield(f[2], f[4]) {
+				return
+			}
 		}
 	}
 }

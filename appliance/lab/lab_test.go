@@ -156,6 +156,33 @@ func TestPIDsAreTheHosts(t *testing.T) {
 	}
 }
 
+// The end of a host aborts the FUSE file systems that were mounted in it, and no other that
+// is on this machine.
+func TestOthersFUSEIsLeftAlone(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.FUSE)
+	dir := t.TempDir()
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Mount("test", dir, "fuse.test", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fd)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH) })
+	l, err := New(t.Context(), Config{Name: testutil.Name(), Hosts: []string{"a"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	if n, err := unix.Poll(p, 1000); n != 1 || err != nil || p[0].Revents&unix.POLLERR != 0 {
+		t.Errorf("its connection: %#x, %v; it was aborted", p[0].Revents, err)
+	}
+}
+
 // TestKilledLabLeavesNothing kills a program that has a lab: all its processes
 // go, and the next lab removes what is left.
 func TestKilledLabLeavesNothing(t *testing.T) {
