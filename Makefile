@@ -6,9 +6,10 @@ PREFIX ?= /usr/local
 COUNT  ?= 10
 BENCH  ?=
 ARGS   ?=
+CMD    ?= uname -a; rdma link
 SOAK   ?= 30m
 
-.PHONY: build test soak demo bench lint install clean help
+.PHONY: build test guest soak demo bench lint install clean help
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,8 +19,14 @@ build: bin/.modules ## bin/pageferry
 	$(GO) build -trimpath -o bin/pageferry ./cmd/pageferry
 
 test: bin/.modules ## everything, as root; a skipped test is a failed test
-	@scripts/deps.sh cc libc go python3 redis-server memcached ip gdb xxd strings
+	@scripts/deps.sh cc libc go python3 redis-server memcached ip gdb xxd strings guest
 	@scripts/asroot.sh scripts/test.sh
+
+guest: export CMD := $(CMD)
+guest: bin/.modules ## another kernel, with soft-RoCE: CMD="rdma link" runs in it, as root
+	@scripts/deps.sh go guest
+	@$(GO) build -o bin/guest ./test/vm/cmd/guest
+	@scripts/asroot.sh bin/guest -- sh -c "$$CMD"
 
 soak: bin/.modules ## everything at once, for SOAK=30m
 	@scripts/deps.sh cc libc go python3 ip

@@ -20,7 +20,7 @@ const gib = 1 << 30
 // and Peek at half of the pages. Times are the processor's, so that they mean
 // something on a busy host.
 func BenchmarkTrack(b *testing.B) {
-	for _, m := range methods() {
+	for _, m := range methods(b) {
 		b.Run(string(m), func(b *testing.B) {
 			testutil.Require(b, testutil.Root, testutil.AMD64, can(m), testutil.Memory(3*gib))
 			p := dirtytest.Start(b)

@@ -3,6 +3,8 @@ package dirty_test
 import (
 	"flag"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/pageferry/pageferry/dirty"
@@ -11,6 +13,7 @@ import (
 	"github.com/pageferry/pageferry/internal/testutil"
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/proc"
+	"github.com/pageferry/pageferry/test/vm/vmtest"
 )
 
 func TestMain(m *testing.M) { testutil.Main(m) }
@@ -51,9 +54,17 @@ func track(t testing.TB, p *dirtytest.Program, m dirty.Method) dirty.Tracker {
 	return tr
 }
 
-// methods are those that a test runs with. soft-dirty is not in it where the
-// kernel has none: its own tests are on a fake then.
-func methods() []dirty.Method {
+// methods are those that a test runs with. Many hosts have no soft-dirty bits, so
+// every test that asks is run in the guest as well, whose kernel has.
+func methods(t testing.TB) []dirty.Method {
+	t.Helper()
+	if vmtest.Inside() {
+		return []dirty.Method{inGuest}
+	}
+	name, _, _ := strings.Cut(t.Name(), "/")
+	if strings.HasPrefix(name, "Test") && !slices.ContainsFunc(everyMethod(), func(c test) bool { return c.name == name }) {
+		t.Errorf("%s is not in everyMethod, so it is not run in the guest", name)
+	}
 	list := []dirty.Method{dirty.WPAsync, dirty.Hash}
 	if can(dirty.SoftDirty).Check() == nil {
 		list = append(list, dirty.SoftDirty)
@@ -63,7 +74,7 @@ func methods() []dirty.Method {
 
 // TestRandom is the oracle of lost writes: see dirtytest.
 func TestRandom(t *testing.T) {
-	for _, m := range methods() {
+	for _, m := range methods(t) {
 		t.Run(string(m), func(t *testing.T) {
 			testutil.Require(t, testutil.Root, testutil.AMD64, can(m))
 			testutil.NoLeaks(t)
@@ -81,7 +92,7 @@ const whole = 2 << 20
 // each runs f on a fresh program and shadow for every method.
 func each(t *testing.T, f func(t *testing.T, p *dirtytest.Program, s *dirtytest.Shadow, m dirty.Method)) {
 	t.Helper()
-	for _, m := range methods() {
+	for _, m := range methods(t) {
 		t.Run(string(m), func(t *testing.T) {
 			testutil.Require(t, testutil.Root, testutil.AMD64, can(m))
 			testutil.NoLeaks(t)
@@ -226,7 +237,7 @@ func TestPeek(t *testing.T) {
 
 // A closed tracker says so.
 func TestClosedTracker(t *testing.T) {
-	for _, m := range methods() {
+	for _, m := range methods(t) {
 		testutil.Require(t, testutil.Root, testutil.AMD64, can(m))
 		p := dirtytest.Start(t)
 		tr := track(t, p, m)
@@ -301,7 +312,7 @@ func TestMovedOnto(t *testing.T) {
 
 // Mappings of one kind can be looked at apart from the others.
 func TestKindsApart(t *testing.T) {
-	for _, m := range methods() {
+	for _, m := range methods(t) {
 		t.Run(string(m), func(t *testing.T) {
 			testutil.Require(t, testutil.Root, testutil.AMD64, can(m))
 			testutil.NoLeaks(t)

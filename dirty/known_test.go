@@ -17,7 +17,7 @@ import (
 // A look that is told of fewer mappings does not make the next one forget what is
 // in the others.
 func TestLeftOut(t *testing.T) {
-	for _, m := range methods() {
+	for _, m := range methods(t) {
 		t.Run(string(m), func(t *testing.T) {
 			testutil.Require(t, testutil.Root, testutil.AMD64, can(m))
 			testutil.NoLeaks(t)
@@ -128,7 +128,7 @@ func tables(t *testing.T, pid int) (kib int) {
 // A mapping that is walked in several pieces is told whole by the look that finds
 // it, whichever that is.
 func TestNewLargeMapping(t *testing.T) {
-	for _, m := range methods() {
+	for _, m := range methods(t) {
 		t.Run(string(m), func(t *testing.T) {
 			testutil.Require(t, testutil.Root, testutil.AMD64, can(m))
 			testutil.NoLeaks(t)

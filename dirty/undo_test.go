@@ -163,7 +163,7 @@ func TestUndoneByKill(t *testing.T) {
 
 // The descriptor of a program that calls exec, or has ended, leads nowhere.
 func TestProcessEnds(t *testing.T) {
-	for _, m := range methods() {
+	for _, m := range methods(t) {
 		testutil.Require(t, testutil.Root, testutil.AMD64, can(m))
 		p := dirtytest.Start(t)
 		tr := track(t, p, m)

@@ -33,6 +33,16 @@ for need in "$@"; do
 		;;
 	strings) have strings || packages+=(binutils) ;;
 	ip) have ip || packages+=(iproute2) ;;
+	guest) # what boots a guest, and soft-RoCE's programs and libraries in it (test/vm)
+		have qemu-system-x86_64 || packages+=(qemu-system-x86)
+		have xz || packages+=(xz-utils)
+		have zstd || packages+=(zstd)
+		have rdma || packages+=(iproute2)
+		have ibv_devinfo || packages+=(ibverbs-utils)
+		have ib_write_bw || packages+=(perftest)
+		[[ -e /etc/libibverbs.d/rxe.driver ]] || packages+=(ibverbs-providers)
+		[[ -e /usr/include/infiniband/verbs.h ]] || packages+=(libibverbs-dev)
+		;;
 	*) have "$need" || packages+=("$need") ;;
 	esac
 done

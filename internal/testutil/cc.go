@@ -71,6 +71,9 @@ func Pageferry(t testing.TB) string {
 	return GoProgram(t, "./cmd/pageferry")
 }
 
+// ProgramCache is the directory of what CC has compiled.
+func ProgramCache() string { return filepath.Join(realTemp, cacheName()) }
+
 func cacheName() string { return fmt.Sprintf("pageferry-programs-%d", os.Getuid()) }
 
 // build makes a program unless the cache has it. The cache is a directory that
@@ -90,7 +93,7 @@ func build(t testing.TB, name string, files, key []string, cmd func(out string) 
 		fmt.Fprintf(h, "%s %d\n", filepath.Base(f), len(b))
 		h.Write(b)
 	}
-	dir := filepath.Join(realTemp, cacheName())
+	dir := ProgramCache()
 	if err := os.Mkdir(dir, 0o755); err != nil && !os.IsExist(err) {
 		t.Fatal(err)
 	}

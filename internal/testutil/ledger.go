@@ -61,6 +61,17 @@ func record(e Entry) {
 	_, _ = f.WriteString(line)
 }
 
+// ParseLedger reads what a file named by PAGEFERRY_LEDGER has.
+func ParseLedger(text string) (entries []Entry) {
+	for line := range strings.Lines(text) {
+		f := strings.SplitN(strings.TrimSuffix(line, "\n"), "\t", 3)
+		if len(f) == 3 {
+			entries = append(entries, Entry{Test: f[1], Skipped: f[0] == "skipped", Reason: f[2]})
+		}
+	}
+	return entries
+}
+
 // Ledger returns what has passed the gate so far, in order.
 func Ledger() []Entry {
 	ledger.mu.Lock()

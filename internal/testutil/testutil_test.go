@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -141,6 +142,15 @@ func TestNoLeaksFindsMountsAndCgroups(t *testing.T) {
 		if !strings.Contains(found, want) {
 			t.Errorf("%q not found in:\n%s", want, found)
 		}
+	}
+}
+
+// The file of the ledger can be read again.
+func TestLedgerFile(t *testing.T) {
+	want := []Entry{{Test: "a.TestX/y", Reason: ""}, {Test: "a.TestZ", Skipped: true, Reason: "needs root: two\tparts"}}
+	got := ParseLedger("ran\ta.TestX/y\t\nskipped\ta.TestZ\tneeds root: two\tparts\nhalf a li")
+	if !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }
 
