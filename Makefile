@@ -15,21 +15,21 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: bin/.modules ## bin/pageferry
-	@scripts/deps.sh libc
+	@scripts/deps.sh libc verbs
 	$(GO) build -trimpath -o bin/pageferry ./cmd/pageferry
 
 test: bin/.modules ## everything, as root; a skipped test is a failed test
-	@scripts/deps.sh cc libc go python3 redis-server memcached ip gdb xxd strings guest
+	@scripts/deps.sh cc libc verbs go python3 redis-server memcached ip gdb xxd strings guest
 	@scripts/asroot.sh scripts/test.sh
 
 guest: export CMD := $(CMD)
 guest: bin/.modules ## another kernel, with soft-RoCE: CMD="rdma link" runs in it, as root
-	@scripts/deps.sh go guest
+	@scripts/deps.sh cc libc verbs go guest
 	@$(GO) build -o bin/guest ./test/vm/cmd/guest
 	@scripts/asroot.sh bin/guest -- sh -c "$$CMD"
 
 soak: bin/.modules ## everything at once, for SOAK=30m
-	@scripts/deps.sh cc libc go python3 ip
+	@scripts/deps.sh cc libc verbs go python3 ip
 	@PAGEFERRY_SOAK=$(SOAK) scripts/asroot.sh scripts/soak.sh
 
 demo: build ## a real redis-server moves between two hosts on this machine (ARGS="--mode postcopy")
@@ -37,10 +37,11 @@ demo: build ## a real redis-server moves between two hosts on this machine (ARGS
 	@scripts/asroot.sh bin/pageferry demo $(ARGS)
 
 bench: build ## medians of COUNT=10 beside the limits of this machine, into bench.txt (BENCH=Switch ARGS=-short)
-	@scripts/deps.sh cc libc go redis-server ip
+	@scripts/deps.sh cc libc verbs go redis-server ip
 	@scripts/asroot.sh scripts/bench.sh $(COUNT) "$(BENCH)" $(ARGS)
 
 lint: bin/.modules ## vet, format and, where it is installed, golangci-lint
+	@scripts/deps.sh libc verbs
 	@scripts/lint.sh
 
 install: build ## bin/pageferry into $(PREFIX)/bin

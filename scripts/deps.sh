@@ -31,6 +31,11 @@ for need in "$@"; do
 			packages+=(libc6-dev)
 		fi
 		;;
+	verbs) # only to build rdma, and only with a C compiler; the library itself is loaded where it is there
+		if have cc && ! echo '#include <infiniband/verbs.h>' | cc -E - >/dev/null 2>&1; then
+			packages+=(libibverbs-dev)
+		fi
+		;;
 	strings) have strings || packages+=(binutils) ;;
 	ip) have ip || packages+=(iproute2) ;;
 	guest) # what boots a guest, and soft-RoCE's programs and libraries in it (test/vm)

@@ -80,8 +80,15 @@ func (p *Pool) put(b *Buffer) {
 	p.free <- struct{}{}
 }
 
+// Buffers is how many there are, free or not.
+func (p *Pool) Buffers() int { return cap(p.free) }
+
 // BufferSize is the capacity of each buffer in bytes.
 func (p *Pool) BufferSize() int { return p.size }
+
+// Memory is all of the pool's memory, for registering it with a device: not to be
+// read or written by way of it, and gone after Close.
+func (p *Pool) Memory() []byte { return p.mem }
 
 // Outstanding is how many buffers are not in the pool.
 func (p *Pool) Outstanding() int { return cap(p.free) - len(p.free) }
@@ -103,6 +110,9 @@ func (b *Buffer) Bytes() []byte { return b.full[:b.n] }
 func (b *Buffer) Len() int     { return b.n }
 func (b *Buffer) Cap() int     { return len(b.full) }
 func (b *Buffer) SetLen(n int) { b.n = n; _ = b.full[:n] }
+
+// Pool is where the buffer comes from.
+func (b *Buffer) Pool() *Pool { return b.pool }
 
 // Release gives the buffer back. A nil buffer may be released.
 func (b *Buffer) Release() {
