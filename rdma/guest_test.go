@@ -15,6 +15,7 @@ import (
 	"github.com/pageferry/pageferry/test/vm/vmtest"
 	"github.com/pageferry/pageferry/transport"
 	"github.com/pageferry/pageferry/transport/transporttest"
+	"github.com/pageferry/pageferry/wire"
 )
 
 // The two ends of a wire between two network devices of this host, each with an
@@ -146,12 +147,24 @@ func testLane(t *testing.T) {
 	})
 }
 
-// sendRaw puts b into the stream.
+// sendRaw puts b, of frames that may be damaged or cut off, into the stream.
 func (l *Lane) sendRaw(b []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	w := writer{l: l}
-	w.write(b)
+	for len(b) > 0 {
+		head, payload := len(b), 0
+		if h, err := wire.ParseHeader(b[:min(len(b), wire.HeaderSize)]); err == nil {
+			head = min(head, wire.HeaderSize+int(h.MetaLen))
+			payload = min(len(b)-head, int(h.PayloadLen))
+		}
+		w.write(b[:head])
+		if payload > 0 && (w.b != nil || w.begin()) {
+			w.in++
+			w.write(b[head : head+payload])
+		}
+		b = b[head+payload:]
+	}
 	w.finish()
 	return w.err
 }

@@ -62,8 +62,11 @@ type Lane struct {
 	goodbyeArrived bool
 
 	// Receiving.
-	items     []item
-	pulls     []*pull // references in items that no READ was posted for, oldest first
+	items []item
+	// pulls has the payloads that no buffer was found for, oldest first: references
+	// in items, and nil for one in the stream. Buffers are taken in that order: one
+	// that waits behind a payload without could never be given back.
+	pulls     []*pull
 	reads     [allReads]*pull
 	freeReads []int
 	recvSpin  spin // Recv's
@@ -159,7 +162,7 @@ func (l *Lane) linger() {
 	for !l.goodbyeArrived && l.err == nil && !l.ended && !late {
 		if !l.goodbyeSent && l.slotFree() {
 			l.goodbyeSent = true
-			l.post(l.slot(), 0, flagGoodbye, reference{})
+			l.post(l.slot(), 0, 0, flagGoodbye, reference{})
 			l.flush()
 			continue
 		}

@@ -101,6 +101,7 @@ func (l *Lane) received(slot, n int) error {
 	l.refs = l.refs[:copy(l.refs, l.refs[c.pulled:])]
 	l.ended = l.ended || c.flags&flagGoodbye != 0
 	it := item{slot: slot, data: c.data}
+	l.pulls = append(l.pulls, make([]*pull, c.inline)...)
 	if c.flags&flagReference != 0 {
 		room := 0
 		if l.cfg.Pool != nil {
@@ -116,7 +117,7 @@ func (l *Lane) received(slot, n int) error {
 		l.repost(slot)
 		return nil
 	}
-	if len(l.items) >= dataSlots || len(l.pulls) > maxRefs {
+	if len(l.items) >= dataSlots {
 		return fmt.Errorf("%w: more chunks than there are credits", transport.ErrDamaged)
 	}
 	l.items = append(l.items, it)
@@ -136,7 +137,7 @@ func (l *Lane) flush() {
 	if l.err != nil {
 		return
 	}
-	for len(l.pulls) > 0 && len(l.freeReads) > remoteReads {
+	for len(l.pulls) > 0 && l.pulls[0] != nil && len(l.freeReads) > remoteReads {
 		b := l.cfg.Pool.Get(int(l.pulls[0].ref.len), never)
 		if b == nil {
 			break
@@ -144,7 +145,7 @@ func (l *Lane) flush() {
 		l.fetch(b)
 	}
 	if (l.owedPulls > 0 || l.owedCredits >= dataSlots/2) && l.slotFree() && !l.goodbyeSent {
-		l.post(l.slot(), 0, 0, reference{})
+		l.post(l.slot(), 0, 0, 0, reference{})
 	}
 	err := l.flushRecv()
 	if err == nil && len(l.sends) > 0 {
@@ -159,9 +160,12 @@ func (l *Lane) flush() {
 // fetch reads the oldest payload that waits for it into b.
 func (l *Lane) fetch(b *transport.Buffer) {
 	p := l.pulls[0]
-	l.pulls = l.pulls[:copy(l.pulls, l.pulls[1:])]
+	l.served()
 	l.read(p, b)
 }
+
+// served drops the first of pulls: there is a buffer for it.
+func (l *Lane) served() { l.pulls = l.pulls[:copy(l.pulls, l.pulls[1:])] }
 
 // read appends the READ of p into b; there must be a free place in reads.
 func (l *Lane) read(p *pull, b *transport.Buffer) {
@@ -199,8 +203,9 @@ func (l *Lane) slot() []byte {
 	return l.ring[at : at+slotSize : at+slotSize]
 }
 
-// post appends the chunk in b, which has n bytes of data, to what is to be posted.
-func (l *Lane) post(b []byte, n int, flags uint16, ref reference) {
+// post appends the chunk in b, which has n bytes of data and in them the beginning of
+// inline payloads, to what is to be posted.
+func (l *Lane) post(b []byte, n, inline int, flags uint16, ref reference) {
 	if l.owedCredits > 0 {
 		// The peer may use a credit at once: its slot must be posted by then.
 		if err := l.flushRecv(); err != nil {
@@ -208,7 +213,7 @@ func (l *Lane) post(b []byte, n int, flags uint16, ref reference) {
 			return
 		}
 	}
-	putPrefix(b, chunk{flags: flags, credits: uint16(l.owedCredits), pulled: uint16(l.owedPulls)}, n)
+	putPrefix(b, chunk{flags: flags, credits: uint16(l.owedCredits), pulled: uint16(l.owedPulls), inline: uint16(inline)}, n)
 	l.owedCredits, l.owedPulls = 0, 0
 	size := prefixSize + n
 	if flags&flagReference != 0 {

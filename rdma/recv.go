@@ -194,10 +194,15 @@ func (l *Lane) buffer(n int) (*transport.Buffer, error) {
 
 // copied takes a payload that came in the stream itself.
 func (l *Lane) copied(n int) (*transport.Buffer, error) {
+	if len(l.pulls) == 0 || l.pulls[0] != nil { // all before it have their buffers
+		return nil, fmt.Errorf("%w: a payload of %d bytes in a chunk that has none", transport.ErrDamaged, n)
+	}
 	b, err := l.buffer(n)
 	if err != nil {
 		return nil, err
 	}
+	l.served()
+	l.flush() // for those behind it
 	for p := b.Bytes(); len(p) > 0; {
 		it, err := l.next()
 		if err == nil && len(it.data) == 0 {

@@ -72,7 +72,8 @@ func (l *Lane) send(frames []transport.Frame) (n int, err error) {
 				n++ // the lane's from here on
 			}
 		} else {
-			if size > 0 {
+			if size > 0 && (w.b != nil || w.begin()) {
+				w.in++
 				w.write(f.Payload.Bytes())
 			}
 			if w.err == nil {
@@ -98,6 +99,7 @@ type writer struct {
 	l   *Lane
 	b   []byte // the slot that is being filled, or nil
 	n   int    // bytes of data in it
+	in  int    // payloads that begin there
 	err error
 }
 
@@ -105,7 +107,7 @@ type writer struct {
 func (w *writer) begin() bool {
 	return w.wait(func() bool { return w.l.credits > 0 && w.l.slotFree() }) && func() bool {
 		w.l.credits--
-		w.b, w.n = w.l.slot(), 0
+		w.b, w.n, w.in = w.l.slot(), 0, 0
 		return true
 	}()
 }
@@ -148,7 +150,7 @@ func (w *writer) write(p []byte) {
 
 // end posts the chunk that is being filled.
 func (w *writer) end(flags uint16, r reference) {
-	w.l.post(w.b, w.n, flags, r)
+	w.l.post(w.b, w.n, w.in, flags, r)
 	w.b = nil
 }
 

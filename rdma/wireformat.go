@@ -15,7 +15,7 @@ import (
 //	 0  u16  flags
 //	 2  u16  credits: data chunks of the other direction whose slots are free again
 //	 4  u16  pulled: references of the other direction that were fetched, oldest first
-//	 6  u16  zero
+//	 6  u16  inline: payloads that begin in the data
 //	 8  u32  length of the data
 //	12  u32  zero
 //	16  data, then the reference if flagReference: u64 address, u32 key, u32 length
@@ -33,9 +33,9 @@ const (
 )
 
 type chunk struct {
-	flags, credits, pulled uint16
-	data                   []byte
-	ref                    reference
+	flags, credits, pulled, inline uint16
+	data                           []byte
+	ref                            reference
 }
 
 // reference is a payload in the sender's memory.
@@ -49,7 +49,7 @@ func putPrefix(b []byte, c chunk, dataLen int) {
 	binary.LittleEndian.PutUint16(b[0:], c.flags)
 	binary.LittleEndian.PutUint16(b[2:], c.credits)
 	binary.LittleEndian.PutUint16(b[4:], c.pulled)
-	binary.LittleEndian.PutUint16(b[6:], 0)
+	binary.LittleEndian.PutUint16(b[6:], c.inline)
 	binary.LittleEndian.PutUint32(b[8:], uint32(dataLen))
 	binary.LittleEndian.PutUint32(b[12:], 0)
 }
@@ -65,14 +65,15 @@ func parseChunk(b []byte) (c chunk, err error) {
 	if len(b) < prefixSize {
 		return c, fmt.Errorf("%w: chunk of %d bytes", transport.ErrDamaged, len(b))
 	}
-	c.flags, c.credits, c.pulled = binary.LittleEndian.Uint16(b), binary.LittleEndian.Uint16(b[2:]), binary.LittleEndian.Uint16(b[4:])
+	c.flags, c.credits = binary.LittleEndian.Uint16(b), binary.LittleEndian.Uint16(b[2:])
+	c.pulled, c.inline = binary.LittleEndian.Uint16(b[4:]), binary.LittleEndian.Uint16(b[6:])
 	n := uint64(binary.LittleEndian.Uint32(b[8:]))
 	want := prefixSize + n
 	if c.flags&flagReference != 0 {
 		want += referenceSize
 	}
-	if c.flags&^(flagReference|flagGoodbye) != 0 || want != uint64(len(b)) {
-		return c, fmt.Errorf("%w: chunk of %d bytes with flags %#x and %d of data", transport.ErrDamaged, len(b), c.flags, n)
+	if c.flags&^(flagReference|flagGoodbye) != 0 || want != uint64(len(b)) || uint64(c.inline) > n {
+		return c, fmt.Errorf("%w: chunk of %d bytes with flags %#x, %d of data and %d payloads in it", transport.ErrDamaged, len(b), c.flags, n, c.inline)
 	}
 	c.data = b[prefixSize : prefixSize+n]
 	if c.flags&flagReference != 0 {

@@ -24,9 +24,10 @@ func TestChunk(t *testing.T) {
 		{credits: 7, pulled: 3},
 		{flags: flagGoodbye},
 		{flags: flagReference, data: []byte("head"), ref: reference{1 << 60, 2, 3}, credits: 65535},
+		{data: []byte("ab"), inline: 2},
 	} {
 		got, err := parseChunk(encodeChunk(c))
-		if err != nil || got.flags != c.flags || got.credits != c.credits || got.pulled != c.pulled || !bytes.Equal(got.data, c.data) || got.ref != c.ref {
+		if err != nil || got.flags != c.flags || got.credits != c.credits || got.pulled != c.pulled || got.inline != c.inline || !bytes.Equal(got.data, c.data) || got.ref != c.ref {
 			t.Errorf("%+v became %+v, %v", c, got, err)
 		}
 	}
@@ -35,6 +36,9 @@ func TestChunk(t *testing.T) {
 		if _, err := parseChunk(good[:n]); !errors.Is(err, transport.ErrDamaged) {
 			t.Errorf("%d of %d bytes: %v", n, len(good), err)
 		}
+	}
+	if _, err := parseChunk(encodeChunk(chunk{data: []byte("a"), inline: 2})); !errors.Is(err, transport.ErrDamaged) {
+		t.Errorf("two payloads in a byte: %v", err)
 	}
 	good[0] |= 4
 	if _, err := parseChunk(good); !errors.Is(err, transport.ErrDamaged) {

@@ -55,6 +55,7 @@ func Run(t *testing.T, mk Maker) {
 		{"TooLarge", testTooLarge},
 		{"Stats", testStats},
 		{"SlowPeer", testSlowPeer},
+		{"SmallBeforeLarge", testSmallBeforeLarge},
 		{"PoolExhausted", testPoolExhausted},
 		{"CloseWakesRecv", testCloseWakesRecv},
 		{"CloseWakesSend", testCloseWakesSend},

@@ -265,6 +265,44 @@ func testSlowPeer(r *rig) {
 	}
 }
 
+// testSmallBeforeLarge: buffers go to payloads in the order in which these come,
+// even if later ones are here before somebody receives.
+func testSmallBeforeLarge(r *rig) {
+	sizes := []int{1, 256 << 10, 1, 4096, 256 << 10}
+	errs := make(chan error, 1)
+	go func() {
+		for i := range 4 * buffers {
+			b := r.poolA.Get(sizes[i%len(sizes)], r.t.Context().Done())
+			fill(b.Bytes(), uint64(i))
+			if err := r.A.Send(transport.Frame{Type: wire.TypePages, Payload: b}); err != nil {
+				errs <- err
+				return
+			}
+		}
+		errs <- nil
+	}()
+	time.Sleep(100 * time.Millisecond)
+	err := within(r, limit, "receiving", func() error {
+		want := make([]byte, 256<<10)
+		for i := range 4 * buffers {
+			f, err := r.B.Recv()
+			if err != nil {
+				return fmt.Errorf("frame %d: %w", i, err)
+			}
+			want := want[:sizes[i%len(sizes)]]
+			fill(want, uint64(i))
+			if string(f.Payload.Bytes()) != string(want) {
+				r.t.Errorf("frame %d differs", i)
+			}
+			f.Payload.Release()
+		}
+		return <-errs
+	})
+	if err != nil {
+		r.t.Error(err)
+	}
+}
+
 // testPoolExhausted: Recv waits for a buffer instead of taking more memory.
 func testPoolExhausted(r *rig) {
 	var held []*transport.Buffer
