@@ -14,6 +14,7 @@
 // puts all registers back before it returns. Hold freezes the child cgroup and
 // detaches: from then on nothing but a thaw lets the process run, whatever dies.
 // Signaled says whether a signal has come that the image lacks.
+// Register, of a stopped process, lets an RDMA device of ours read its memory.
 // Track, Mappings, Windows and Layout are for copying pages while it runs.
 // Until Hold the death of this program lets the process run on at once, unharmed.
 //

@@ -70,6 +70,17 @@ func victim(v string) error {
 	if _, _, err := s.Capture(ctx); err != nil && !errors.As(err, &refused) {
 		return err
 	}
+	pages, err := ownPages(pid)
+	if err != nil {
+		return err
+	}
+	d, err := nullDomain()
+	if err != nil {
+		return err
+	}
+	if _, err := s.Register(ctx, d, pages); err != nil {
+		return err
+	}
 	if err := s.Hold(ctx); err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/pageferry/pageferry/checkpoint/inject"
@@ -102,19 +103,13 @@ func (s *Session) tryUserfault(ctx context.Context, pause time.Duration) (_ *os.
 	var ferr error
 	go func() {
 		defer close(fetched)
-		f, ferr = s.fetch(page.Addr(number.Addr()), ran)
+		f, ferr = s.fetch(page.Addr(number.Addr()), ran, "anon_inode:[userfaultfd]")
 	}()
 	err = b.Run(leader)
 	close(ran)
 	<-fetched
 	inject.Point("userfault")
-	err = errors.Join(err, t.Close(leader))
-	for _, th := range s.threads {
-		th.deliver = t.Deliver(th.tid)
-	}
-	if sig := t.Stopped(); sig != 0 {
-		s.stopSig = sig
-	}
+	err = errors.Join(err, s.closeTarget(t))
 	if err != nil {
 		if f != nil {
 			_ = f.Close()
@@ -127,9 +122,24 @@ func (s *Session) tryUserfault(ctx context.Context, pause time.Duration) (_ *os.
 	return f, ferr
 }
 
-// fetch takes over the descriptor whose number appears at at, until ran is closed:
-// then the process has closed its own, and EBADF says that it was too late.
-func (s *Session) fetch(at page.Addr, ran <-chan error) (*os.File, error) {
+// closeTarget ends injected work, and keeps the signals that came meanwhile for when
+// the threads leave their stop.
+func (s *Session) closeTarget(t *inject.Target) error {
+	err := t.Close(s.threads[0].tid)
+	for _, th := range s.threads {
+		if sig := t.Deliver(th.tid); sig != 0 {
+			th.deliver = sig
+		}
+	}
+	if sig := t.Stopped(); sig != 0 {
+		s.stopSig = sig
+	}
+	return err
+}
+
+// fetch takes over the descriptor whose number appears at at, of that kind, until ran
+// is closed: then the process has closed its own, and EBADF says that it was too late.
+func (s *Session) fetch(at page.Addr, ran <-chan error, kind string) (*os.File, error) {
 	m := s.mem.Load()
 	var b [8]byte
 	for {
@@ -141,8 +151,9 @@ func (s *Session) fetch(at page.Addr, ran <-chan error) (*os.File, error) {
 			if err != nil {
 				return nil, os.NewSyscallError("pidfd_getfd", err)
 			}
-			f := os.NewFile(uintptr(fd), "userfaultfd")
-			if ok, err := isUserfaultfd(fd); !ok {
+			f := os.NewFile(uintptr(fd), kind)
+			// The number may have been closed and used again meanwhile.
+			if is, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd)); !strings.HasPrefix(is, kind) {
 				_ = f.Close()
 				return nil, fmt.Errorf("descriptor %d of the process: %w", n, errors.Join(err, unix.EBADF))
 			}
@@ -152,15 +163,11 @@ func (s *Session) fetch(at page.Addr, ran <-chan error) (*os.File, error) {
 		case <-ran:
 			return nil, unix.EBADF
 		default:
-			time.Sleep(20 * time.Microsecond)
+			// Not time.Sleep: the runtime's poller counts in milliseconds.
+			ts := unix.NsecToTimespec(int64(20 * time.Microsecond))
+			_ = unix.Nanosleep(&ts, nil)
 		}
 	}
-}
-
-// isUserfaultfd guards against a number that was closed and used again meanwhile.
-func isUserfaultfd(fd int) (bool, error) {
-	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
-	return name == "anon_inode:[userfaultfd]", err
 }
 
 // auxv tells one program from the next where the kernel randomizes: it holds where

@@ -102,3 +102,60 @@ func TestKindsAndLookup(t *testing.T) {
 		}
 	}
 }
+
+const residentProgram = `
+#include <signal.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+/* 8 pages: shared by fork, of that written again, untouched, zero, written, written and given up, written, untouched */
+int main(void) {
+	volatile char sink;
+	char *p = mmap(0, 16 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *s = mmap(0, 4 * 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	madvise(p, 16 * 4096, MADV_NOHUGEPAGE);
+	p[0] = p[4096] = 1;
+	if (!fork()) { prctl(PR_SET_PDEATHSIG, SIGKILL); for (;;) pause(); }
+	p[4096] = p[4 * 4096] = p[5 * 4096] = p[6 * 4096] = 1;
+	sink = p[3 * 4096];
+	madvise(p + 5 * 4096, 4096, MADV_DONTNEED);
+	s[0] = 1; sink = s[2 * 4096];
+	printf("%lx %lx\n", (long)p, (long)s); fflush(stdout);
+	for (;;) pause();
+}`
+
+func TestResident(t *testing.T) {
+	testutil.Require(t, testutil.Root)
+	testutil.NoLeaks(t)
+	p := testutil.StartCmd(t, exec.Command(testutil.CCText(t, "resident", residentProgram)), time.Minute)
+	p.WaitText("\n", 10*time.Second)
+	var private, shared page.Addr
+	if _, err := fmt.Sscanf(p.Text(), "%x %x", &private, &shared); err != nil {
+		t.Fatal(err)
+	}
+	pm, err := OpenPagemap(p.Pid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pm.Close()
+	for _, c := range []struct {
+		at     page.Addr
+		shared bool
+		want   string
+	}{{private, false, ".x..x.x."}, {shared, true, "x.x....."}} {
+		got := []byte("........")
+		r := page.Range{Start: c.at, End: c.at + 8*page.Size}
+		if c.shared {
+			r.End = c.at + 4*page.Size
+		}
+		err := pm.Resident(r, c.shared, func(r page.Range) {
+			for a := r.Start; a < r.End; a += page.Size {
+				got[(a-c.at)/page.Size] = 'x'
+			}
+		})
+		if err != nil || string(got) != c.want {
+			t.Errorf("shared %v: %s, not %s (%v)", c.shared, got, c.want, err)
+		}
+	}
+}

@@ -37,6 +37,10 @@ func TestStructSizes(t *testing.T) {
 		{"uffdio_copy", SizeOf[uffdioCopy](), 40},
 		{"uffdio_zeropage", SizeOf[uffdioRangeMode](), 32},
 		{"uffdio_writeprotect", SizeOf[uffdioWriteprotect](), 24},
+		{"ib_uverbs_ioctl_hdr with three attributes", SizeOf[UverbsCommand](), 24 + 3*16},
+		{"ib_uverbs_attr", SizeOf[UverbsAttr](), 16},
+		{"ib_uverbs_reg_mr", SizeOf[UverbsMR](), 40},
+		{"ib_uverbs_reg_mr_resp", SizeOf[UverbsMRResult](), 12},
 	} {
 		if c.got != c.want {
 			t.Errorf("struct %s has %d bytes, the kernel's %d", c.name, c.got, c.want)
@@ -59,6 +63,7 @@ func TestIoctlNumbers(t *testing.T) {
 		{"UFFDIO_WRITEPROTECT", UFFDIO_WRITEPROTECT, 0xc018aa06},
 		{"PAGEMAP_SCAN", PAGEMAP_SCAN, 0xc0606610},
 		{"PROCMAP_QUERY", PROCMAP_QUERY, 0xc0686611},
+		{"RDMA_VERBS_IOCTL", RDMA_VERBS_IOCTL, 0xc0181b01},
 	} {
 		if c.got != c.want {
 			t.Errorf("%s = %#x, want %#x", c.name, c.got, c.want)
