@@ -9,10 +9,10 @@ ARGS   ?=
 CMD    ?= uname -a; rdma link
 SOAK   ?= 30m
 
-.PHONY: build test guest soak demo bench lint install clean help
+.PHONY: build test guest soak demo bench bench-rdma lint install clean help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: bin/.modules ## bin/pageferry
 	@scripts/deps.sh libc verbs
@@ -40,6 +40,10 @@ bench: build ## medians of COUNT=10 beside the limits of this machine, into benc
 	@scripts/deps.sh cc libc verbs go redis-server ip
 	@scripts/asroot.sh scripts/bench.sh $(COUNT) "$(BENCH)" $(ARGS)
 
+bench-rdma: bin/.modules ## RDMA lanes beside perftest in the guest, medians of COUNT=10, into bench-rdma.txt
+	@scripts/deps.sh cc libc verbs go guest
+	@scripts/asroot.sh scripts/bench-rdma.sh $(COUNT)
+
 lint: bin/.modules ## vet, format and, where it is installed, golangci-lint
 	@scripts/deps.sh libc verbs
 	@scripts/lint.sh
@@ -48,7 +52,7 @@ install: build ## bin/pageferry into $(PREFIX)/bin
 	install -D -m 755 bin/pageferry $(DESTDIR)$(PREFIX)/bin/pageferry
 
 clean: ## remove what was built
-	rm -rf bin bench.txt
+	rm -rf bin bench.txt bench-rdma.txt
 
 # Modules are fetched once for each go.sum; after that no network is needed.
 bin/.modules: go.mod go.sum

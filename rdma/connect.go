@@ -23,8 +23,9 @@ type Config struct {
 	// that are sent, must stay open until the lane is closed.
 	Pool *transport.Pool
 	// Spin is the longest time that Recv and ReadRemote poll before they sleep, if
-	// they learn that it helps. Zero means a millisecond on an urgent lane and for
-	// ReadRemote, 50 us on others.
+	// they learn that it helps. Zero means 5 ms for ReadRemote, which waits for a
+	// device and never for a peer that has nothing to say, a millisecond on an
+	// urgent lane, and 50 us on others.
 	Spin time.Duration
 	// AckTimeout is the exponent of the time until an unanswered packet is
 	// repeated, 4.096 us * 2^AckTimeout, up to six times. Zero means 16: a quarter of
@@ -76,8 +77,14 @@ func connect(over transport.Lane, cfg Config) (*Lane, error) {
 		return nil, errors.Join(fmt.Errorf("%w: %w", ErrRefused, err), theirs)
 	}
 	lim := cfg.Device.limits
-	mine.GID, mine.QPN, mine.PSN, mine.MTU, mine.ReadDepth = lim.GID, l.qp.QPN, rand.Uint32()>>8, lim.MTU, lim.ReadDepth
+	mine.GID, mine.MTU, mine.ReadDepth = lim.GID, lim.MTU, lim.ReadDepth
+	mine.QPN, mine.PSN, mine.ReadQPN, mine.ReadPSN = l.qp.QPN, rand.Uint32()>>8, l.readQP.QPN, rand.Uint32()>>8
 	mine.SlotSize, mine.Credits, mine.Refs = slotSize, dataSlots, maxRefs
+	if cfg.Device.path.Soft {
+		// rxe ends a queue pair on which a packet of a SEND of several is lost (up to
+		// Linux 6.12 at least): a chunk is one packet.
+		mine.SlotSize = min(slotSize, lim.MTU)
+	}
 	var theirs offer
 	err = exchange(over, mine.encode(""), func(b []byte) (err error) {
 		theirs, err = parseOffer(b, id)
@@ -106,6 +113,22 @@ func connect(over transport.Lane, cfg Config) (*Lane, error) {
 	return l, nil
 }
 
+// Refuse is what an end does in place of Connect when it will not make a lane, for
+// a reason that the peer is told. over is as usable as before, unless it returns an error.
+func Refuse(ctx context.Context, over transport.Lane, reason error) error {
+	stop := context.AfterFunc(ctx, func() { over.Close() })
+	id := over.ID()
+	mine := offer{Magic: offerMagic, Version: offerVersion, Kind: uint8(id.Kind), Index: id.Index, Migration: id.Migration, Epoch: id.Epoch, Refused: 1}
+	err := exchange(over, mine.encode(reason.Error()), nil)
+	if !stop() {
+		err = errors.Join(context.Cause(ctx), err)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("rdma: refuse %s lane %d: %w", id.Kind, id.Index, err), over.Close())
+	}
+	return nil
+}
+
 // exchange sends a message on over and gives what comes back to parse.
 func exchange(over transport.Lane, b []byte, parse func([]byte) error) error {
 	if err := over.Send(transport.Frame{Type: wire.TypeMessage, Meta: b}); err != nil {
@@ -129,7 +152,7 @@ func exchange(over transport.Lane, b []byte, parse func([]byte) error) error {
 func newLane(over transport.Lane, cfg Config) (l *Lane, err error) {
 	recvSpin, readSpin := spin{most: cfg.Spin}, spin{most: cfg.Spin}
 	if cfg.Spin == 0 {
-		recvSpin.most, readSpin.most = 50*time.Microsecond, time.Millisecond
+		recvSpin.most, readSpin.most = 50*time.Microsecond, 5*time.Millisecond
 		if over.ID().Kind == transport.Urgent {
 			recvSpin.most = time.Millisecond
 		}
@@ -141,7 +164,7 @@ func newLane(over transport.Lane, cfg Config) (l *Lane, err error) {
 		cfg.AckTimeout = 16
 	}
 	d := cfg.Device
-	if lim := d.limits; lim.MaxWR < recvSlots || lim.MaxWR < sendSlots+allReads || lim.MaxCQE < recvSlots+sendSlots+allReads {
+	if lim := d.limits; lim.MaxWR < max(recvSlots, sendSlots, allReads) || lim.MaxCQE < recvSlots+sendSlots+allReads {
 		return nil, fmt.Errorf("%s takes %d requests and %d completions, too few", d.path.Device, lim.MaxWR, lim.MaxCQE)
 	}
 	l = &Lane{id: over.ID(), dev: d, cfg: cfg, over: over, keys: map[*transport.Pool]*verbs.Region{}, recvSpin: recvSpin, readSpin: readSpin,
@@ -167,7 +190,10 @@ func newLane(over transport.Lane, cfg Config) (l *Lane, err error) {
 	if l.cq, err = d.v.NewCQ(recvSlots + sendSlots + allReads); err != nil {
 		return l, err
 	}
-	if l.qp, err = d.v.NewQP(l.cq, sendSlots+allReads, recvSlots, d.path.Port); err != nil {
+	if l.qp, err = d.v.NewQP(l.cq, sendSlots, recvSlots, d.path.Port); err != nil {
+		return l, err
+	}
+	if l.readQP, err = d.v.NewQP(l.cq, allReads, 1, d.path.Port); err != nil {
 		return l, err
 	}
 	for i := range allReads {
@@ -182,16 +208,21 @@ func newLane(over transport.Lane, cfg Config) (l *Lane, err error) {
 	return l, d.enter(l)
 }
 
-// join connects the queue pair to the peer's.
+// join connects the queue pairs to the peer's.
 func (l *Lane) join(mine, theirs *offer) error {
 	l.credits, l.maxRefs = int(theirs.Credits), int(min(theirs.Refs, maxRefs))
 	l.chunkSize = int(min(theirs.SlotSize, slotSize))
-	err := l.qp.Connect(&verbs.Peer{
+	p := verbs.Peer{
 		GID: theirs.GID, QPN: theirs.QPN, PSN: theirs.PSN, MyPSN: mine.PSN, MTU: min(mine.MTU, theirs.MTU),
 		Port: uint32(l.dev.path.Port), GIDIndex: uint32(l.dev.path.GIDIndex),
 		ReadInitiate: min(l.dev.limits.ReadInitiate, theirs.ReadDepth, 255), ReadDepth: min(l.dev.limits.ReadDepth, 255),
 		Timeout: uint32(l.cfg.AckTimeout), Retries: 6, // rxe takes 7 for "for ever"
-	})
+	}
+	err := l.qp.Connect(&p)
+	if err == nil {
+		p.QPN, p.PSN, p.MyPSN = theirs.ReadQPN, theirs.ReadPSN, mine.ReadPSN
+		err = l.readQP.Connect(&p)
+	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrRefused, err)
 	}

@@ -18,6 +18,9 @@ import (
 // ErrNoLibrary: libibverbs is not installed, or the binary was built without cgo.
 var ErrNoLibrary = verbs.ErrNoLibrary
 
+// Available is nil, or wraps ErrNoLibrary.
+func Available() error { return verbs.Available() }
+
 // ErrDevice: the RDMA device or its port failed. Lanes on it end with an error
 // that wraps it and transport.ErrPeer.
 var ErrDevice = errors.New("rdma: device failed")
@@ -37,6 +40,12 @@ type Device struct {
 	lanes  map[*Lane]struct{}
 	closed bool
 	failed error
+
+	// See lend.go.
+	lendMu  sync.Mutex
+	adopted map[*Region]uint32 // the kernel's handles; nil when closed
+	driver  uint32             // 0: not asked for
+	lent    bool
 }
 
 // pooled is a pool that lanes use.
@@ -57,7 +66,8 @@ func Open(p Path) (*Device, error) {
 		}
 		return nil, err
 	}
-	d := &Device{path: p, v: v, events: make(chan struct{}), present: make(chan struct{}), pools: map[*transport.Pool]*pooled{}, lanes: map[*Lane]struct{}{}}
+	d := &Device{path: p, v: v, events: make(chan struct{}), present: make(chan struct{}), pools: map[*transport.Pool]*pooled{}, lanes: map[*Lane]struct{}{},
+		adopted: map[*Region]uint32{}}
 	d.limits, err = v.Query(p.Port, p.GIDIndex)
 	switch {
 	case err != nil:
@@ -97,6 +107,13 @@ func (d *Device) presence() {
 
 const presenceInterval = 500 * time.Millisecond
 
+// Err is why no new lane can be made with the device, or nil.
+func (d *Device) Err() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.failed
+}
+
 // Path is how the device was found.
 func (d *Device) Path() Path { return d.path }
 
@@ -107,8 +124,9 @@ func (d *Device) MTU() int { return int(d.limits.MTU) }
 // answers as many.
 func (d *Device) ReadDepth() int { return int(d.limits.ReadInitiate) }
 
-// Close ends the lanes that are still there and closes the device. Regions must be
-// closed, and calls of Connect must have returned.
+// Close ends the lanes that are still there and closes the device, and the regions
+// that were adopted. Other regions must be closed, and calls of Connect must have
+// returned.
 func (d *Device) Close() error {
 	d.mu.Lock()
 	if d.closed {
@@ -127,7 +145,8 @@ func (d *Device) Close() error {
 	d.v.StopEvents()
 	<-d.events
 	<-d.present
-	return d.v.Close()
+	err := d.giveUpAll()
+	return errors.Join(err, d.closeDevice())
 }
 
 // watch turns what happens to the device into errors of its lanes.
@@ -159,8 +178,11 @@ func (d *Device) watch() {
 func (d *Device) failLanes(qp uintptr, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if qp == 0 && d.failed == nil {
+		d.failed = err
+	}
 	for l := range d.lanes {
-		if qp == 0 || l.qp.Handle() == qp {
+		if qp == 0 || l.qp.Handle() == qp || l.readQP.Handle() == qp {
 			l.mu.Lock()
 			l.fail(err)
 			l.mu.Unlock()
@@ -216,8 +238,9 @@ func (d *Device) drop(p *transport.Pool) error {
 
 // Region is memory that the peers of the device's lanes may read with ReadRemote.
 type Region struct {
-	r    *verbs.Region
-	addr uint64
+	key   uint32
+	addr  uint64
+	close func() error
 }
 
 // Register pins mem and lets peers that are told its key and address read it. mem
@@ -227,14 +250,14 @@ func (d *Device) Register(mem []byte) (*Region, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Region{r, uint64(sys.Address(mem))}, nil
+	return &Region{r.RKey, uint64(sys.Address(mem)), r.Close}, nil
 }
 
 // Key and Address are what the peer needs for ReadRemote.
-func (r *Region) Key() uint32 { return r.r.RKey }
+func (r *Region) Key() uint32 { return r.key }
 
 // Address is where the region begins.
 func (r *Region) Address() uint64 { return r.addr }
 
 // Close unpins the memory. A READ of it after that fails, and with it the lane.
-func (r *Region) Close() error { return r.r.Close() }
+func (r *Region) Close() error { return r.close() }

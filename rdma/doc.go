@@ -1,6 +1,6 @@
 // Package rdma finds the RDMA device that leads to a peer, makes a soft-RoCE one
 // where there is none, and implements transport.Lane and transport.RemoteReader
-// over reliable connected queue pairs. Package verbs below it has the only cgo
+// over reliable connected queue pairs, two for each lane. Package verbs below it has the only cgo
 // of the project.
 //
 // [Find] reads sysfs and asks the kernel for the route; it needs neither
@@ -19,10 +19,14 @@
 // copied on either side. The addresses of what is in flight are in
 // wireformat.go.
 //
+// [Device.Lend] and [Device.Adopt] let peers read the memory of another process, which
+// registers it itself: no copy and no work is left for the side that is read.
+//
 // Goroutines: each Lane has one, which sleeps on the completion channel and ends
 // with Close, and one that reads the companion lane; a Device has one for the
 // asynchronous events. Lock order: Device.mu before Lane.mu. No lock is held while something
-// sleeps; posting to a queue pair does not sleep.
+// sleeps but Device.lendMu, while memory of another process is deregistered; posting to
+// a queue pair does not sleep.
 //
 // Nothing on the wire is encrypted, nor are packets authenticated: RoCE v2 has
 // neither. Integrity is the ICRC's, a CRC32 over each packet.

@@ -23,12 +23,14 @@ import (
 const (
 	nearAddr = "10.77.0.1"
 	farAddr  = "10.77.0.2"
+	nearIPv6 = "fd00:77::1"
+	farIPv6  = "fd00:77::2"
 )
 
 // TestInGuest runs on two soft-RoCE devices, whatever this host has.
 func TestInGuest(t *testing.T) {
 	testutil.NoLeaks(t)
-	vmtest.Run(t, 3*time.Minute, func(t *testing.T) {
+	vmtest.Run(t, 12*time.Minute, func(t *testing.T) {
 		vmtest.Pair(t)
 		for _, c := range []struct {
 			name string
@@ -42,6 +44,8 @@ func TestInGuest(t *testing.T) {
 			{"Killed", testKilled},
 			{"DeviceGone", testDeviceGone},
 			{"Rights", testRights},
+			{"Lossy", testLossy},
+			{"IPv6", testIPv6},
 		} {
 			t.Run(c.name, c.test)
 		}
@@ -133,6 +137,7 @@ func noResources(t testing.TB) {
 
 func testLane(t *testing.T) {
 	testutil.Require(t, twoDevices)
+	transporttest.Patience(3 * time.Minute) // emulated, and the host may be at other tests
 	transporttest.Run(t, func(t *testing.T, id transport.LaneID, poolA, poolB *transport.Pool) *transporttest.Pair {
 		noResources(t)
 		a := Config{Device: open(t, farAddr), Pool: poolA}

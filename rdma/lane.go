@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,13 +15,14 @@ import (
 	"github.com/pageferry/pageferry/wire"
 )
 
-// Lane is a transport.Lane and a transport.RemoteReader over one queue pair.
+// Lane is a transport.Lane and a transport.RemoteReader over two queue pairs.
 type Lane struct {
 	id         transport.LaneID
 	dev        *Device
 	cfg        Config
 	over       transport.Lane // the companion
-	done       chan struct{}  // closed when the lane has ended, for whatever reason
+	offered    atomic.Pointer[transport.Remotes]
+	done       chan struct{} // closed when the lane has ended, for whatever reason
 	engineDone chan struct{}
 	watchDone  chan struct{}
 	closeOnce  sync.Once
@@ -30,7 +32,11 @@ type Lane struct {
 	ringAddr uint64
 	ringMR   *verbs.Region
 	cq       *verbs.CQ
-	qp       *verbs.QP
+	qp       *verbs.QP // of SENDs
+	// readQP has the READs. Behind a READ that waits until the device may start it
+	// all of its queue waits. And rxe takes the answers to requests of the two kinds for
+	// each other's when packets are lost (up to Linux 6.12 at least).
+	readQP *verbs.QP
 
 	mu sync.Mutex
 	// recvCond wakes Recv and ReadRemote, sendCond Send and Close.
@@ -41,7 +47,7 @@ type Lane struct {
 	stats              transport.Stats
 	keys               map[*transport.Pool]*verbs.Region // pools in use
 	wc                 [64]verbs.Completion
-	sends, recvs       []verbs.WorkRequest // to be posted
+	sends, asks, recvs []verbs.WorkRequest // to be posted; asks are READs
 
 	// See engine.
 	kick    chan struct{}
@@ -176,11 +182,7 @@ const grace = 50 * time.Millisecond
 // watch ends the lane with the companion lane.
 func (l *Lane) watch() {
 	defer close(l.watchDone)
-	f, err := l.over.Recv()
-	f.Payload.Release()
-	if err == nil {
-		err = fmt.Errorf("%w: %s on the companion of an RDMA lane", transport.ErrDamaged, f.Type)
-	}
+	err := l.offers()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for l.progress() > 0 { // what came before the end
@@ -204,8 +206,10 @@ func (l *Lane) watch() {
 
 // discard gives back what newLane made. Nobody uses the queue pair any more.
 func (l *Lane) discard() {
-	if l.qp != nil {
-		_ = l.qp.Close() // fails only if the device is gone, which is all that is asked for
+	for _, qp := range []*verbs.QP{l.qp, l.readQP} {
+		if qp != nil {
+			_ = qp.Close() // fails only if the device is gone, which is all that is asked for
+		}
 	}
 	if l.cq != nil {
 		_ = l.cq.Close()

@@ -3,6 +3,7 @@ package rdma
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/pageferry/pageferry/rdma/verbs"
 	"github.com/pageferry/pageferry/transport"
@@ -25,11 +26,14 @@ var ErrRemoteMemory = errors.New("rdma: the peer has no such memory")
 
 // progress takes what has completed off the queue, posts what that allows, and
 // returns how much it was. l.mu is held.
-func (l *Lane) progress() int {
+func (l *Lane) progress() int { return l.progressWithin(0) }
+
+// progressWithin polls for so long if there is nothing at first.
+func (l *Lane) progressWithin(d time.Duration) int {
 	if l.err != nil {
 		return 0
 	}
-	n, err := l.cq.Poll(l.wc[:])
+	n, err := l.cq.Poll(l.wc[:], d)
 	if err != nil {
 		l.fail(fmt.Errorf("%w: %w: %w", transport.ErrPeer, ErrDevice, err))
 		return 0
@@ -148,9 +152,13 @@ func (l *Lane) flush() {
 		l.post(l.slot(), 0, 0, 0, reference{})
 	}
 	err := l.flushRecv()
-	if err == nil && len(l.sends) > 0 {
+	if err == nil {
 		err = l.qp.PostSend(l.sends)
 		l.sends = l.sends[:0]
+	}
+	if err == nil {
+		err = l.readQP.PostSend(l.asks)
+		l.asks = l.asks[:0]
 	}
 	if err != nil {
 		l.fail(fmt.Errorf("%w: %w: %w", transport.ErrPeer, ErrDevice, err))
@@ -173,7 +181,7 @@ func (l *Lane) read(p *pull, b *transport.Buffer) {
 	l.freeReads = l.freeReads[:len(l.freeReads)-1]
 	p.buf, p.posted = b, true
 	l.reads[i] = p
-	l.sends = append(l.sends, verbs.WorkRequest{
+	l.asks = append(l.asks, verbs.WorkRequest{
 		ID: idRead | uint64(i), Op: verbs.OpRead, Flags: verbs.Signaled,
 		Addr: bufferAddr(b), Len: p.ref.len, LKey: l.keys[b.Pool()].LKey, Remote: p.ref.addr, RKey: p.ref.key,
 	})

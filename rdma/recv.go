@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"runtime"
 	"time"
 
 	"github.com/pageferry/pageferry/transport"
@@ -116,9 +115,9 @@ func (l *Lane) consumed() {
 	}
 }
 
-// pollSlice is how often somebody polls before it lets others run: yielding costs
-// more than polling, and wakes idle processors.
-const pollSlice = 32
+// pollSlice is how long somebody polls before others get at the lane. There is no
+// runtime.Gosched in between: it wakes idle processors, which soft-RoCE needs itself.
+const pollSlice = 50 * time.Microsecond
 
 // sleep waits for ready, polling for a while before it sleeps. It returns nil, or
 // why that can never be.
@@ -146,10 +145,8 @@ func (l *Lane) sleep(s *spin, ready func() bool) error {
 		}
 		if !slept && time.Since(since) < s.now {
 			l.polled = true
-			for i := 0; i < pollSlice && l.progress() == 0 && l.err == nil; i++ {
-			}
+			l.progressWithin(min(pollSlice, s.now))
 			l.mu.Unlock()
-			runtime.Gosched()
 			l.mu.Lock()
 			continue
 		}

@@ -29,7 +29,7 @@ type Soft struct {
 // CAP_NET_ADMIN. RDMA devices of that kind exist in the first network namespace
 // only. Close removes the device; the module stays.
 func MakeSoft(ctx context.Context, netdev string) (*Soft, error) {
-	s := &Soft{name: "pf_" + netdev}
+	s := &Soft{name: softPrefix + netdev}
 	err := netlink.RdmaLinkAdd(s.name, "rxe", netdev)
 	if err != nil && !errors.Is(err, syscall.EEXIST) && !rxeLoaded() {
 		// The kernel loads the module by its alias rdma-link-rxe, but not
@@ -106,4 +106,31 @@ func loadRXE(ctx context.Context) error {
 		return fmt.Errorf("modprobe rdma_rxe: %w: %s", err, strings.TrimSpace(string(out)))
 	}
 	return nil
+}
+
+// SoftLoaded reports whether the kernel's module for soft-RoCE is there.
+func SoftLoaded() bool { return rxeLoaded() }
+
+// softPrefix begins the names of devices that MakeSoft makes.
+const softPrefix = "pf_"
+
+// RemoveUnused removes soft-RoCE devices that MakeSoft made, in a process that was
+// killed perhaps, and on which there is no queue pair of a program. It returns their names.
+func RemoveUnused() (removed []string, err error) {
+	list, err := netlink.RdmaResourceList()
+	if err != nil {
+		return nil, nil // no RDMA in this kernel
+	}
+	for _, r := range list {
+		// One queue pair, GSI, is the kernel's own.
+		if !strings.HasPrefix(r.Name, softPrefix) || r.RdmaResourceSummaryEntries["qp"] > 1 {
+			continue
+		}
+		if derr := netlink.RdmaLinkDel(r.Name); derr != nil {
+			err = errors.Join(err, fmt.Errorf("rdma: remove %s: %w (rdma link delete %s)", r.Name, derr, r.Name))
+			continue
+		}
+		removed = append(removed, r.Name)
+	}
+	return removed, err
 }

@@ -84,7 +84,7 @@ func parseChunk(b []byte) (c chunk, err error) {
 }
 
 // offerVersion is the only version of offers and chunks that this code speaks.
-const offerVersion = 1
+const offerVersion = 2
 
 var offerMagic = [4]byte{'P', 'G', 'F', 'R'}
 
@@ -99,12 +99,14 @@ type offer struct {
 	Migration [16]byte
 	Epoch     uint32
 	GID       [16]byte
-	QPN, PSN  uint32
-	MTU       uint32 // bytes
-	ReadDepth uint32 // READs that this end answers at a time
-	SlotSize  uint32 // bytes of the largest chunk that this end takes
-	Credits   uint32 // data chunks that this end has room for
-	Refs      uint32 // references that this end takes at a time
+	QPN, PSN  uint32 // of the queue pair of SENDs
+	// ReadQPN and ReadPSN are of the queue pair of READs.
+	ReadQPN, ReadPSN uint32
+	MTU              uint32 // bytes
+	ReadDepth        uint32 // READs that this end answers at a time
+	SlotSize         uint32 // bytes of the largest chunk that this end takes
+	Credits          uint32 // data chunks that this end has room for
+	Refs             uint32 // references that this end takes at a time
 }
 
 // ErrRefused: the peer cannot make an RDMA lane. The companion lane is still good.
@@ -132,8 +134,8 @@ func parseOffer(b []byte, id transport.LaneID) (o offer, err error) {
 		return o, fmt.Errorf("%w: %.500q", ErrRefused, b[n:])
 	case o.Migration != id.Migration || o.Epoch != id.Epoch || o.Kind != uint8(id.Kind) || o.Index != id.Index:
 		return o, fmt.Errorf("%w: the offer is for another lane", transport.ErrAuth)
-	case o.SlotSize < 1<<10 || o.SlotSize > 1<<20 || o.Credits < 4 || o.Credits > 1<<12 || o.Refs < 1 || o.Refs > 1<<12,
-		o.MTU < 256 || o.MTU > maxPacketMTU, o.QPN >= 1<<24 || o.PSN >= 1<<24:
+	case o.SlotSize < 256 || o.SlotSize > 1<<20 || o.Credits < 4 || o.Credits > 1<<12 || o.Refs < 1 || o.Refs > 1<<12,
+		o.MTU < 256 || o.MTU > maxPacketMTU, max(o.QPN, o.PSN, o.ReadQPN, o.ReadPSN) >= 1<<24:
 		return o, fmt.Errorf("%w: offer out of bounds: %+v", transport.ErrDamaged, o)
 	}
 	return o, nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"testing"
 
+	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/transport"
 )
 
@@ -80,6 +81,24 @@ func FuzzOffer(f *testing.F) {
 		o, err := parseOffer(b, id)
 		if err == nil && (o.Credits == 0 || o.Refs == 0 || o.SlotSize < prefixSize+referenceSize || o.Migration != id.Migration || o.QPN >= 1<<24) {
 			t.Errorf("%+v was taken", o)
+		}
+	})
+}
+
+// FuzzOffered: what is taken for an offer of memory is the one that was made.
+func FuzzOffered(f *testing.F) {
+	f.Add(appendOffered(nil, []transport.Remote{{Space: 1, Range: page.Range{Start: 4096, End: 8192}, Key: 7}}, true))
+	f.Add(appendOffered(nil, nil, false))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		rs, more, err := parseOffered(nil, b)
+		if err != nil {
+			if !errors.Is(err, transport.ErrDamaged) {
+				t.Fatal(err)
+			}
+			return
+		}
+		if again := appendOffered(nil, rs, more); !bytes.Equal(again, b) {
+			t.Errorf("%x is taken for %x", b, again)
 		}
 	})
 }

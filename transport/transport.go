@@ -52,6 +52,9 @@ type LaneID struct {
 	Epoch     uint32
 	Kind      Kind
 	Index     uint8
+	// RDMA: the dialer wants to go on over RDMA queue pairs (package rdma), and both
+	// ends tell each other whether they can before anything else.
+	RDMA bool
 }
 
 // Frame is one unit on a lane. Meta is small and always checksummed by the
@@ -85,7 +88,18 @@ type Lane interface {
 // RemoteReader is the optional one-sided read of registered remote memory. A
 // transport that lacks it is served by Want and Pages frames.
 type RemoteReader interface {
+	// ReadRemote fills into with what lies at remote of the memory that key is for.
 	ReadRemote(ctx context.Context, key uint32, remote uint64, into *Buffer) error
+	// Offered is what the peer has said can be read, so far; nil for nothing.
+	Offered() *Remotes
+}
+
+// RemoteOfferer is what the other end of a RemoteReader may be.
+type RemoteOfferer interface {
+	// Offer tells the peer, once, what it may read from now on. The memory stays
+	// registered until the lane has ended at this end; what is not there any more
+	// ends the peer's lane.
+	Offer(rs []Remote) error
 }
 
 // Stats counts what crossed a lane, in bytes of the wire below TLS and TCP.

@@ -36,7 +36,8 @@ func Open(name string) (*Device, error) {
 	return d, nil
 }
 
-// Close closes the device, on which nothing may be left. It ends Event.
+// Close closes the device, on which nothing may be left: syscall.EBUSY says that
+// something was, and that the kernel has ended it. It ends Event.
 func (d *Device) Close() error {
 	d.async.close()
 	return failed("close "+d.name, d.b.close(d.ctx, d.pd))
@@ -64,6 +65,10 @@ func (d *Device) Event() (e Event, qp uintptr, err error) {
 
 // StopEvents makes Event return. Close needs it to have returned.
 func (d *Device) StopEvents() { d.async.close() }
+
+// Kernel returns the descriptor on which the kernel takes commands for the device,
+// which stays the library's, and the number of the protection domain on it.
+func (d *Device) Kernel() (fd int, pd uint32) { return d.b.kernel(d.ctx, d.pd) }
 
 // Region is memory that the device may read and write.
 type Region struct {

@@ -39,6 +39,13 @@ func (libibverbs) close(ctx, pd uintptr) syscall.Errno {
 	return syscall.Errno(C.pf_close(C.uintptr_t(ctx), C.uintptr_t(pd)))
 }
 
+func (libibverbs) kernel(ctx, pd uintptr) (int, uint32) {
+	var fd C.int
+	var handle C.uint32_t
+	C.pf_kernel(C.uintptr_t(ctx), C.uintptr_t(pd), &fd, &handle)
+	return int(fd), uint32(handle)
+}
+
 func (libibverbs) query(ctx uintptr, port, gidIndex int, l *Limits) syscall.Errno {
 	return syscall.Errno(C.pf_query(C.uintptr_t(ctx), C.uint32_t(port), C.uint32_t(gidIndex), (*C.struct_pf_limits)(unsafe.Pointer(l))))
 }
@@ -82,8 +89,8 @@ func (libibverbs) cqEvents(ch uintptr) (int, syscall.Errno) {
 	return int(n), syscall.Errno(errno)
 }
 
-func (libibverbs) cqPoll(cq uintptr, c []Completion) int {
-	return int(C.pf_cq_poll(C.uintptr_t(cq), (*C.struct_pf_wc)(unsafe.Pointer(unsafe.SliceData(c))), C.int(len(c))))
+func (libibverbs) cqPoll(cq uintptr, c []Completion, ns uint32) int {
+	return int(C.pf_cq_poll(C.uintptr_t(cq), (*C.struct_pf_wc)(unsafe.Pointer(unsafe.SliceData(c))), C.int(len(c)), C.uint32_t(ns)))
 }
 
 func (libibverbs) qpCreate(pd, cq uintptr, sends, recvs, port int) (uintptr, uint32, syscall.Errno) {

@@ -3,6 +3,7 @@ package verbs
 import (
 	"fmt"
 	"syscall"
+	"time"
 )
 
 // CQ is a completion queue with a channel to sleep on.
@@ -26,9 +27,11 @@ func (d *Device) NewCQ(n int) (*CQ, error) {
 	return &CQ{d.b, ch, cq, w}, nil
 }
 
-// Poll fills c with what has completed and returns how much that is.
-func (q *CQ) Poll(c []Completion) (int, error) {
-	n := q.b.cqPoll(q.cq, c)
+// Poll fills c with what has completed and returns how much that is. If it is
+// nothing it tries again until d, at most a second, has passed, all in one call into
+// C: other goroutines run meanwhile, but on other threads.
+func (q *CQ) Poll(c []Completion, d time.Duration) (int, error) {
+	n := q.b.cqPoll(q.cq, c, uint32(min(d, time.Second)))
 	if n < 0 {
 		return 0, failed("poll", syscall.EIO)
 	}

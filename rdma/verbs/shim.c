@@ -8,6 +8,7 @@
 #include <infiniband/verbs.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 // The exported functions by name. Some names are macros with parameters, too,
 // which these uses leave alone.
@@ -91,6 +92,13 @@ int pf_close(uintptr_t ctx, uintptr_t pd)
 	return rc ? rc : rc2 ? err() : 0;
 }
 
+// pf_kernel says by which names the kernel knows device and protection domain.
+void pf_kernel(uintptr_t ctx, uintptr_t pd, int *cmd_fd, uint32_t *pd_handle)
+{
+	*cmd_fd = ((struct ibv_context *)ctx)->cmd_fd;
+	*pd_handle = ((struct ibv_pd *)pd)->handle;
+}
+
 int pf_query(uintptr_t ctx, uint32_t port, uint32_t gid_index, struct pf_limits *l)
 {
 	struct ibv_device_attr a;
@@ -116,6 +124,7 @@ int pf_query(uintptr_t ctx, uint32_t port, uint32_t gid_index, struct pf_limits 
 	l->state = p.state;
 	l->active_mtu = 128u << p.active_mtu;
 	l->max_msg = p.max_msg_sz;
+	l->max_mr = a.max_mr;
 	return 0;
 }
 
@@ -205,14 +214,25 @@ int pf_cq_events(uintptr_t ch, uint32_t *n)
 	return *n ? 0 : err();
 }
 
-// pf_cq_poll returns the number of completions, or a negative number.
-int pf_cq_poll(uintptr_t cq, struct pf_wc *wc, int n)
+static int64_t now(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000ll + t.tv_nsec;
+}
+
+// pf_cq_poll polls until something comes or ns have passed, at least once, and
+// returns the number of completions, or a negative number.
+int pf_cq_poll(uintptr_t cq, struct pf_wc *wc, int n, uint32_t ns)
 {
 	struct ibv_wc w[32];
-	int done = 0;
-	while (done < n) {
-		int want = n - done < 32 ? n - done : 32;
-		int k = ibv_poll_cq((struct ibv_cq *)cq, want, w);
+	int done = 0, k, turn = 0;
+	int64_t end = ns ? now() + ns : 0;
+	while (!(k = ibv_poll_cq((struct ibv_cq *)cq, n < 32 ? n : 32, w)) && ns) {
+		if (++turn % 16 == 0 && now() >= end)
+			return 0;
+	}
+	for (;;) {
 		if (k < 0)
 			return k;
 		for (int i = 0; i < k; i++, done++) {
@@ -222,10 +242,10 @@ int pf_cq_poll(uintptr_t cq, struct pf_wc *wc, int n)
 			wc[done].len = w[i].byte_len;
 			wc[done].vendor = w[i].vendor_err;
 		}
-		if (k < want)
-			break;
+		if (k < 32 || done == n)
+			return done;
+		k = ibv_poll_cq((struct ibv_cq *)cq, n - done < 32 ? n - done : 32, w);
 	}
-	return done;
 }
 
 int pf_qp_create(uintptr_t pd, uintptr_t cq, uint32_t sends, uint32_t recvs, uint32_t port, uintptr_t *qp, uint32_t *qpn)

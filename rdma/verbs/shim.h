@@ -17,7 +17,7 @@ struct pf_limits {
 	uint8_t gid[16];
 	uint64_t guid;
 	uint32_t max_qp_wr, max_cqe, rd_atomic, init_rd_atomic;
-	uint32_t state, active_mtu, max_msg, pad;
+	uint32_t state, active_mtu, max_msg, max_mr;
 };
 
 struct pf_peer {
@@ -31,6 +31,7 @@ struct pf_peer {
 int pf_load(char *why, size_t n);
 int pf_open(const char *name, uintptr_t *ctx, uintptr_t *pd, int *async_fd);
 int pf_close(uintptr_t ctx, uintptr_t pd);
+void pf_kernel(uintptr_t ctx, uintptr_t pd, int *cmd_fd, uint32_t *pd_handle);
 int pf_query(uintptr_t ctx, uint32_t port, uint32_t gid_index, struct pf_limits *l);
 int pf_async(uintptr_t ctx, uint32_t *type, uintptr_t *qp);
 int pf_reg(uintptr_t pd, uintptr_t addr, size_t n, uint32_t access, uintptr_t *mr, uint32_t *lkey, uint32_t *rkey);
@@ -39,7 +40,7 @@ int pf_cq_create(uintptr_t ctx, uint32_t n, uintptr_t *ch, uintptr_t *cq, int *f
 int pf_cq_destroy(uintptr_t ch, uintptr_t cq);
 int pf_cq_arm(uintptr_t cq);
 int pf_cq_events(uintptr_t ch, uint32_t *n);
-int pf_cq_poll(uintptr_t cq, struct pf_wc *wc, int n);
+int pf_cq_poll(uintptr_t cq, struct pf_wc *wc, int n, uint32_t ns);
 int pf_qp_create(uintptr_t pd, uintptr_t cq, uint32_t sends, uint32_t recvs, uint32_t port, uintptr_t *qp, uint32_t *qpn);
 int pf_qp_connect(uintptr_t qp, const struct pf_peer *p);
 int pf_qp_destroy(uintptr_t qp);

@@ -69,7 +69,7 @@ type Limits struct {
 	PortState    uint32
 	MTU          uint32 // active, bytes
 	MaxMessage   uint32 // bytes
-	_            uint32
+	MaxRegions   uint32 // of all programs together
 }
 
 // PortActive is Limits.PortState of a port that carries data.
@@ -109,6 +109,7 @@ const (
 type binding interface {
 	open(name string) (ctx, pd uintptr, asyncFD int, err syscall.Errno)
 	close(ctx, pd uintptr) syscall.Errno
+	kernel(ctx, pd uintptr) (fd int, pdHandle uint32)
 	query(ctx uintptr, port, gidIndex int, l *Limits) syscall.Errno
 	async(ctx uintptr) (e Event, qp uintptr, err syscall.Errno)
 	reg(pd uintptr, mem []byte, access uint32) (mr uintptr, lkey, rkey uint32, err syscall.Errno)
@@ -117,7 +118,7 @@ type binding interface {
 	cqDestroy(channel, cq uintptr) syscall.Errno
 	cqArm(cq uintptr) syscall.Errno
 	cqEvents(channel uintptr) (n int, err syscall.Errno)
-	cqPoll(cq uintptr, c []Completion) int
+	cqPoll(cq uintptr, c []Completion, ns uint32) int
 	qpCreate(pd, cq uintptr, sends, recvs, port int) (qp uintptr, qpn uint32, err syscall.Errno)
 	qpConnect(qp uintptr, p *Peer) syscall.Errno
 	qpDestroy(qp uintptr) syscall.Errno

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 
@@ -79,6 +80,15 @@ func (l *Lane) DeliveryRate() float64 {
 		return r.DeliveryRate()
 	}
 	return 0
+}
+
+// Remote is the address of the other end's host, where the stream knows it (its
+// Remote says), else the zero Addr.
+func (l *Lane) Remote() netip.Addr {
+	if r, ok := l.stream.(interface{ Remote() netip.Addr }); ok {
+		return r.Remote()
+	}
+	return netip.Addr{}
 }
 
 // OnWire is what n bytes of a batch become on the network, where the stream knows

@@ -19,7 +19,7 @@ const PreambleSize = 48
 //	 0  "PGFY"
 //	 4  u16  version
 //	 6  u8   kind
-//	 7  u8   flags; bit 0: no TLS
+//	 7  u8   flags; bit 0: no TLS; bit 1: RDMA is offered
 //	 8  16 bytes, migration
 //	24  u32  epoch
 //	28  u8   index
@@ -31,7 +31,10 @@ type preamble struct {
 	id      transport.LaneID
 }
 
-const flagPlain = 1
+const (
+	flagPlain = 1
+	flagRDMA  = 2
+)
 
 var (
 	magic      = [4]byte{'P', 'G', 'F', 'Y'}
@@ -47,6 +50,9 @@ func appendPreamble(dst []byte, p preamble) []byte {
 	var flags byte
 	if p.plain {
 		flags |= flagPlain
+	}
+	if p.id.RDMA {
+		flags |= flagRDMA
 	}
 	dst = append(dst, byte(p.id.Kind), flags)
 	dst = append(dst, p.id.Migration[:]...)
@@ -73,10 +79,11 @@ func parsePreamble(b []byte) (p preamble, err error) {
 	if p.id.Kind < transport.Control || p.id.Kind > transport.Bulk {
 		return p, fmt.Errorf("%w: lane of kind %d", errPreamble, b[6])
 	}
-	if b[7]&^flagPlain != 0 {
+	if b[7]&^(flagPlain|flagRDMA) != 0 || b[7]&flagRDMA != 0 && p.id.Kind == transport.Control {
 		return p, fmt.Errorf("%w: flags %#x", errPreamble, b[7])
 	}
 	p.plain = b[7]&flagPlain != 0
+	p.id.RDMA = b[7]&flagRDMA != 0
 	copy(p.id.Migration[:], b[8:])
 	p.id.Epoch = binary.LittleEndian.Uint32(b[24:])
 	p.id.Index = b[28]

@@ -1,6 +1,11 @@
 package tcp
 
-import "golang.org/x/sys/unix"
+import (
+	"net"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
 
 // DeliveryRate is what the path carried lately for this connection, in bytes per
 // second, as the kernel measures it between acknowledgements: a burst shows it also
@@ -20,3 +25,15 @@ func (s *sock) DeliveryRate() float64 {
 
 // DeliveryRate is that of the connection beneath.
 func (t *tlsStream) DeliveryRate() float64 { return t.sock.DeliveryRate() }
+
+// Remote is the address of the other end's host.
+func (s *sock) Remote() netip.Addr {
+	a, ok := s.other.(*net.TCPAddr)
+	if !ok {
+		return netip.Addr{}
+	}
+	return a.AddrPort().Addr().Unmap()
+}
+
+// Remote is that of the connection beneath.
+func (t *tlsStream) Remote() netip.Addr { return t.sock.Remote() }

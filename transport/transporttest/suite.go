@@ -34,7 +34,10 @@ type Pair struct {
 type Maker func(t *testing.T, id transport.LaneID, poolA, poolB *transport.Pool) *Pair
 
 // limit is what a step may take before the suite calls it a hang.
-const limit = 20 * time.Second
+var limit = 20 * time.Second
+
+// Patience makes that longer, on a machine that is slow. Call it before Run.
+func Patience(d time.Duration) { limit = d }
 
 // rig is a pair with its pools; the suite's tests run on it.
 type rig struct {

@@ -15,7 +15,8 @@ import (
 type Device struct {
 	Name string     // as verbs know it
 	Net  string     // the network device that it lies on
-	Addr netip.Addr // of that; GID 1 of the device is made from it
+	Addr netip.Addr // of that; a GID of the device is made from it
+	IPv6 netip.Addr // likewise
 }
 
 // mtu is the least of Ethernet with which soft-RoCE has an MTU of 4096.
@@ -31,8 +32,8 @@ func Pair(t testing.TB) (a, b Device) {
 	if !Inside() {
 		t.Fatal("Pair is for a guest: call it from what vmtest.Run runs")
 	}
-	a = Device{"rxea", "va", netip.AddrFrom4([4]byte{10, 77, 0, 1})}
-	b = Device{"rxeb", "vb", netip.AddrFrom4([4]byte{10, 77, 0, 2})}
+	a = Device{"rxea", "va", netip.MustParseAddr("10.77.0.1"), netip.MustParseAddr("fd00:77::1")}
+	b = Device{"rxeb", "vb", netip.MustParseAddr("10.77.0.2"), netip.MustParseAddr("fd00:77::2")}
 	must := func(what string, err error) {
 		t.Helper()
 		if err != nil {
@@ -57,25 +58,31 @@ func Pair(t testing.TB) (a, b Device) {
 	for _, d := range []Device{a, b} {
 		link, err := netlink.LinkByName(d.Net)
 		must(d.Net, err)
-		must(d.Net, netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: d.Addr.AsSlice(), Mask: net.CIDRMask(24, 32)}}))
+		must(d.Net, netlink.AddrAdd(link, &netlink.Addr{IPNet: network(d.Addr, 24)}))
+		// Nobody else can have it, so it need not be tentative (RFC 4862) for a second.
+		must(d.Net, netlink.AddrAdd(link, &netlink.Addr{IPNet: network(d.IPv6, 64), Flags: unix.IFA_F_NODAD}))
 		must(d.Net, netlink.LinkSetUp(link))
 	}
 	// An address of ours is found in the table "local" before any route is. So
 	// that table comes last, but for packets that have come over the cable.
-	rules(t, must, a, b)
+	rules(t, must, unix.AF_INET, a.Addr, b.Addr)
+	rules(t, must, unix.AF_INET6, a.IPv6, b.IPv6)
 	for i, way := range [][2]Device{{a, b}, {b, a}} {
 		from, to := way[0], way[1]
 		out, err := netlink.LinkByName(from.Net)
 		must(from.Net, err)
 		in, err := netlink.LinkByName(to.Net)
 		must(to.Net, err)
-		must("route to "+to.Addr.String(), netlink.RouteAdd(&netlink.Route{
-			LinkIndex: out.Attrs().Index, Table: firstTable + i, Scope: netlink.SCOPE_LINK,
-			Dst: &net.IPNet{IP: to.Addr.AsSlice(), Mask: net.CIDRMask(32, 32)}, Src: from.Addr.AsSlice(),
-		}))
-		must("neighbour "+to.Addr.String(), netlink.NeighAdd(&netlink.Neigh{
-			LinkIndex: out.Attrs().Index, State: netlink.NUD_PERMANENT, IP: to.Addr.AsSlice(), HardwareAddr: in.Attrs().HardwareAddr,
-		}))
+		for _, ends := range [][2]netip.Addr{{from.Addr, to.Addr}, {from.IPv6, to.IPv6}} {
+			src, dst := ends[0], ends[1]
+			must("route to "+dst.String(), netlink.RouteAdd(&netlink.Route{
+				LinkIndex: out.Attrs().Index, Table: firstTable + i, Scope: netlink.SCOPE_LINK,
+				Dst: network(dst, dst.BitLen()), Src: src.AsSlice(),
+			}))
+			must("neighbour "+dst.String(), netlink.NeighAdd(&netlink.Neigh{
+				LinkIndex: out.Attrs().Index, State: netlink.NUD_PERMANENT, IP: dst.AsSlice(), HardwareAddr: in.Attrs().HardwareAddr,
+			}))
+		}
 	}
 	for _, d := range []Device{a, b} {
 		must("make "+d.Name, netlink.RdmaLinkAdd(d.Name, "rxe", d.Net))
@@ -88,22 +95,26 @@ const (
 	lastRule   = 100 // where the table "local" goes
 )
 
-func rules(t testing.TB, must func(string, error), a, b Device) {
+func network(a netip.Addr, bits int) *net.IPNet {
+	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(bits, a.BitLen())}
+}
+
+// rules puts the routes to a and b, addresses of va and vb, before the table "local".
+func rules(t testing.TB, must func(string, error), family int, a, b netip.Addr) {
 	t.Helper()
 	local := func(priority int) *netlink.Rule {
 		r := netlink.NewRule()
-		r.Priority, r.Table, r.Family = priority, unix.RT_TABLE_LOCAL, unix.AF_INET
+		r.Priority, r.Table, r.Family = priority, unix.RT_TABLE_LOCAL, family
 		return r
 	}
 	var list []*netlink.Rule
-	for i, d := range []Device{a, b} {
+	for i, name := range []string{"va", "vb"} {
 		r := local(10 + i)
-		r.IifName = d.Net
+		r.IifName = name
 		list = append(list, r)
+		to := []netip.Addr{b, a}[i]
 		r = netlink.NewRule()
-		r.Priority, r.Table, r.Family = 20+i, firstTable+i, unix.AF_INET
-		to := []Device{b, a}[i].Addr
-		r.Dst = &net.IPNet{IP: to.AsSlice(), Mask: net.CIDRMask(32, 32)}
+		r.Priority, r.Table, r.Family, r.Dst = 20+i, firstTable+i, family, network(to, to.BitLen())
 		list = append(list, r)
 	}
 	list = append(list, local(lastRule))
