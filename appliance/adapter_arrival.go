@@ -82,6 +82,7 @@ type arrival struct {
 	stats   pager.Stats // the last that was seen
 	done    bool        // aborted, or let go of
 	noShow  error       // why it is not shown
+	release func()      // see path; nil where nothing is to be let go of
 }
 
 // headStart is how long a process that was just released has lanes and processors
@@ -275,6 +276,7 @@ func (a *arrival) Resident(ctx context.Context) error {
 	a.mu.Lock()
 	a.pager = nil
 	a.mu.Unlock()
+	a.leavePath()
 	a.clearGroups(ctx)
 	return a.sound()
 }
@@ -324,6 +326,7 @@ func (a *arrival) Abort(ctx context.Context) error {
 	if err = errors.Join(err, pager.Abandoned(a.dir), removePagerGroups(ctx, a.id)); err != nil {
 		return err
 	}
+	a.leavePath()
 	return os.RemoveAll(a.dir)
 }
 

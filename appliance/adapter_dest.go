@@ -10,13 +10,13 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"time"
 
 	"github.com/pageferry/pageferry/appliance/pager"
 	"github.com/pageferry/pageferry/checkpoint/inject"
 	"github.com/pageferry/pageferry/checkpoint/restore"
 	"github.com/pageferry/pageferry/fusemem"
 	"github.com/pageferry/pageferry/migrate"
+	"github.com/pageferry/pageferry/rdma"
 	"github.com/pageferry/pageferry/transport"
 )
 
@@ -191,9 +191,14 @@ func (h *host) Lane(lane transport.LaneID, conn *os.File) error {
 	if lane.Epoch != epoch {
 		return fmt.Errorf("lane of epoch %d, this is epoch %d", lane.Epoch, epoch)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), upgradeLimit)
 	defer cancel()
-	return p.AttachLane(ctx, lane, key, conn)
+	var path *rdma.Path
+	var noPath error
+	if lane.RDMA {
+		path, noPath = a.path(ctx, conn)
+	}
+	return p.AttachLane(ctx, lane, key, conn, path, noPath)
 }
 
 // Close lets go of all arrivals; pagers and processes live on.

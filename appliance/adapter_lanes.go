@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -38,6 +39,11 @@ type lanes struct {
 	mu    sync.Mutex
 	now   *epoch
 	saved codec.Stats // on lanes that are closed
+	// How often RDMA lanes broke, and why the last time.
+	broken  int
+	brokeOf error
+	carry   *carrier           // of now, and of the last epoch where there is none
+	offer   []transport.Remote // what the destination may read with the device of carry
 }
 
 // epoch is the lanes that were opened together, and who serves them.
@@ -47,8 +53,9 @@ type epoch struct {
 	awake  *os.File // keeps the host's processors from sleeping; nil where they may
 	cancel context.CancelFunc
 	served sync.WaitGroup
-	once   sync.Once  // guards what is sent on lost
-	lost   chan error // has room for one
+	once   sync.Once             // guards what is sent on lost
+	lost   chan error            // has room for one
+	why    atomic.Pointer[error] // what was sent on lost
 }
 
 func (native) NewLanes(opts LaneOptions) (migrate.Lanes, error) {
@@ -80,13 +87,46 @@ func (l *lanes) Open(ctx context.Context, number uint32, key []byte, p migrate.P
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.end()
+	to, err := net.ResolveTCPAddr("tcp", l.opts.Address)
+	if err != nil {
+		return fmt.Errorf("page lanes: %w", err)
+	}
+	c, err := l.carrier(ctx, to)
+	if err != nil {
+		return fmt.Errorf("page lanes: %w", err)
+	}
+	l.carryOn(c)
+	err = l.open(ctx, to.String(), number, key, p)
+	if err != nil && c.device != nil && ctx.Err() == nil && l.opts.Transport != TransportRDMA {
+		l.log.Warn("RDMA lanes could not be made, so these go over TCP", "err", err)
+		l.carryOn(&carrier{why: err})
+		err = l.open(ctx, to.String(), number, key, p)
+	}
+	if err != nil {
+		return err
+	}
+	if l.opts.OnTransport != nil {
+		l.opts.OnTransport(l.carry.told(l.opts.Transport))
+	}
+	l.offerAll()
+	return nil
+}
+
+// buffersPerLane: one that is filled while others are fetched by the peer.
+const buffersPerLane = 4
+
+// open dials all lanes, over l.carry; caller holds mu. On failure it has closed them.
+func (l *lanes) open(ctx context.Context, to string, number uint32, key []byte, p migrate.Process) error {
 	bulk := max(1, l.opts.BulkLanes)
 	e := &epoch{lost: make(chan error, 1)}
+	buffers := bulk + 1 // one buffer for each lane, so that none waits for another
+	if l.device() != nil {
+		buffers *= buffersPerLane
+	}
 	var err error
-	// One buffer for each lane, so that none waits for another.
 	if e.server, err = stream.NewServer(stream.ServerConfig{
 		Compress: l.opts.Compress,
-		Reader:   p, Buffers: bulk + 1, Log: l.log, Limiter: l.opts.Limiter, OnUrgent: func() { fault.RaisePriority(l.log) },
+		Reader:   p, Buffers: buffers, Log: l.log, Limiter: l.opts.Limiter, OnUrgent: func() { fault.RaisePriority(l.log) },
 	}); err != nil {
 		return err
 	}
@@ -103,12 +143,10 @@ func (l *lanes) Open(ctx context.Context, number uint32, key []byte, p migrate.P
 		if i == bulk {
 			id.Kind, id.Index = transport.Urgent, 0
 		}
-		lane, err := l.dialer.DialLane(ctx, l.opts.Address, id, key)
-		if err != nil {
+		if err := l.dial(ctx, e, to, id, key); err != nil {
 			l.end()
 			return fmt.Errorf("page lanes: %w", err)
 		}
-		e.lanes = append(e.lanes, lane)
 	}
 	for _, lane := range e.lanes {
 		e.served.Go(func() {
@@ -120,10 +158,35 @@ func (l *lanes) Open(ctx context.Context, number uint32, key []byte, p migrate.P
 	return nil
 }
 
+// dial adds a lane to e. Where the peer does not take the first on RDMA, all stay
+// on TCP.
+func (l *lanes) dial(ctx context.Context, e *epoch, to string, id transport.LaneID, key []byte) error {
+	id.RDMA = l.device() != nil
+	lane, err := l.dialer.DialLane(ctx, to, id, key)
+	if err != nil {
+		return err
+	}
+	if id.RDMA {
+		var refused error
+		if lane, refused, err = l.carry.put(ctx, lane, l.pool); err != nil {
+			return err
+		}
+		if refused != nil {
+			if l.opts.Transport == TransportRDMA || len(e.lanes) > 0 {
+				return errors.Join(refused, lane.Close())
+			}
+			l.carryOn(&carrier{why: refused})
+		}
+	}
+	e.lanes = append(e.lanes, lane)
+	return nil
+}
+
 // report passes on the first failure; the others have the same cause. Who asks
 // for it again finds the channel closed: that lane is lost for all of the epoch.
 func (e *epoch) report(err error) {
 	e.once.Do(func() {
+		e.why.Store(&err)
 		e.lost <- err
 		close(e.lost)
 	})
@@ -144,6 +207,10 @@ func (l *lanes) end() {
 	e.served.Wait()
 	for _, lane := range e.lanes {
 		l.before.Add(lane.Stats().BytesSent)
+	}
+	if why := e.why.Load(); why != nil && l.device() != nil {
+		l.broken++
+		l.brokeOf = *why
 	}
 	if e.awake != nil {
 		_ = e.awake.Close()
@@ -206,6 +273,7 @@ func (l *lanes) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.end()
+	l.carryOn(nil)
 	if l.pool == nil {
 		return nil
 	}

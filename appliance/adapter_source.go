@@ -102,6 +102,7 @@ type process struct {
 	// since it takes a look at every other process. Nil after a restart.
 	tcp chan *fds.TCP
 	tracked
+	pinning
 }
 
 func newProcess(s *checkpoint.Session, pid int, opts SourceOptions) *process {
@@ -143,7 +144,12 @@ func (p *process) Freeze(ctx context.Context) (migrate.State, error) {
 		begin := time.Now()
 		mem, err := rest()
 		p.log.Debug("page tables walked", "pid", p.pid, "waited", time.Since(begin))
-		return p.dirtied(memoryMap(mem)), gone(err)
+		if err != nil {
+			return nil, gone(err)
+		}
+		all := p.dirtied(memoryMap(mem))
+		p.pin(all)
+		return all, nil
 	}}
 	p.tcp = make(chan *fds.TCP, 1)
 	go func() {
@@ -176,6 +182,7 @@ func (p *process) runOn(ctx context.Context, err error) error {
 // Hold is also asked of a process that runs, when a person resolved that it
 // must not: then it is frozen first, and nothing of its state is taken.
 func (p *process) Hold(ctx context.Context) error {
+	p.pinned() // nobody makes calls in a process that is held
 	if p.s.Held() {
 		return nil
 	}
@@ -201,10 +208,14 @@ func (p *process) Held(context.Context) (bool, error) {
 
 func (p *process) Thaw(ctx context.Context) error {
 	p.untrack()
+	if err := p.unpin(); err != nil {
+		return err
+	}
 	return gone(p.s.Thaw(ctx))
 }
 
 func (p *process) Close() error {
+	p.pinned()
 	p.untrack()
 	return p.s.Close()
 }
@@ -213,6 +224,7 @@ func (p *process) Close() error {
 // migration itself.
 func (p *process) Kill(ctx context.Context) error {
 	p.slow.set(0)
+	p.pinned()
 	err := gone(p.s.Kill(ctx))
 	p.untrack() // not before: to take the protection off each GiB takes 20 ms
 	if err == nil {

@@ -183,6 +183,14 @@ func (a *admission) checkListeners(o migrate.Offer, no func(string, ...any)) {
 			continue
 		}
 		addr := ap.Addr().Unmap()
+		if s, ok := o.Addresses[addr.String()]; ok {
+			if addr, err = netip.ParseAddr(s); err != nil {
+				no("it is to listen on %q in place of %s, which is no address", s, ap.Addr())
+				continue
+			}
+			ap = netip.AddrPortFrom(addr, ap.Port())
+			l = network + " " + ap.String()
+		}
 		if !addr.IsUnspecified() && !a.hasAddress(addr) {
 			no("it listens on %s, an address that this host lacks; --address %s=NEW gives it another", l, addr)
 			continue

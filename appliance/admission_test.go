@@ -54,6 +54,15 @@ func TestAdmissionNamesEachReason(t *testing.T) {
 		{"memory", func(o *migrate.Offer) { o.MemoryBytes = 3 << 30 }, "4.0 GiB are free"},
 		{"overflow", func(o *migrate.Offer) { o.MemoryBytes = math.MaxUint64 - arrivalOverhead }, "are free"},
 		{"address", func(o *migrate.Offer) { o.Listeners = []string{"tcp 10.9.9.9:80"} }, "--address 10.9.9.9=NEW"},
+		{"new address", func(o *migrate.Offer) {
+			o.Listeners, o.Addresses = []string{"tcp 10.0.0.1:80"}, map[string]string{"10.0.0.1": "10.9.9.9"}
+		}, "10.9.9.9:80"},
+		{"no address", func(o *migrate.Offer) {
+			o.Listeners, o.Addresses = []string{"tcp 10.0.0.1:80"}, map[string]string{"10.0.0.1": "here"}
+		}, "no address"},
+		{"port there", func(o *migrate.Offer) {
+			o.Listeners, o.Addresses = []string{"tcp 10.9.9.9:6379"}, map[string]string{"10.9.9.9": "10.0.0.1"}
+		}, "10.0.0.1:6379, which is taken"},
 		{"port", func(o *migrate.Offer) { o.Listeners = []string{"tcp [::]:6379"} }, "taken"},
 		{"nonsense", func(o *migrate.Offer) { o.Listeners = []string{"tcp"} }, "not understood"},
 		{"file", func(o *migrate.Offer) { o.Files = []string{"/no/such/file"} }, "/no/such/file"},
@@ -72,6 +81,11 @@ func TestAdmissionNamesEachReason(t *testing.T) {
 				t.Errorf("got %v, want one reason with %q", err, c.want)
 			}
 		})
+	}
+	mapped := good
+	mapped.Listeners, mapped.Addresses = []string{"tcp 10.9.9.9:80"}, map[string]string{"10.9.9.9": "10.0.0.1"}
+	if err := a.check(mapped); err != nil {
+		t.Errorf("refused over the address that its listener has at the source: %v", err)
 	}
 	a.mapsFiles = true
 	lacking := good

@@ -24,9 +24,9 @@ func CheckShown(s string) error {
 	return checkChoice("shown", s, []string{ShownDrop, ShownKeep}, nil)
 }
 
-// CheckTransport accepts "", auto and tcp.
+// CheckTransport accepts "", auto, rdma and tcp.
 func CheckTransport(s string) error {
-	return checkChoice("transport", s, []string{"auto", "tcp"}, []string{"rdma"})
+	return checkChoice("transport", s, []string{TransportAuto, TransportRDMA, TransportTCP}, nil)
 }
 
 // CheckCompress accepts "", auto, lz4 and none.

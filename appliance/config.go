@@ -60,6 +60,12 @@ type Config struct {
 	// the switch and every fault shorter, and costs power. Default "poll".
 	Idle string `yaml:"idle"`
 
+	// SoftRoCE is what happens where page lanes could go over RDMA, but for a device
+	// on the way to the peer: "off" nothing, "auto" one of soft-RoCE is made if the
+	// kernel's module for it is loaded, "on" the module is loaded as well. The device
+	// is removed when nobody needs it. Default "auto".
+	SoftRoCE string `yaml:"soft_roce"`
+
 	Limits   Limits   `yaml:"limits"`
 	Defaults Defaults `yaml:"defaults"`
 	// LogLevel is debug, info, warn or error. Default info.
@@ -82,6 +88,7 @@ type Limits struct {
 // Defaults stand where a migration does not say otherwise.
 type Defaults struct {
 	Mode         string `yaml:"mode"`           // auto (default), hybrid, precopy, postcopy or stop
+	Transport    string `yaml:"transport"`      // auto (default), rdma or tcp
 	TCP          string `yaml:"tcp"`            // refuse (default) or close
 	PIDNS        string `yaml:"pidns"`          // auto (default), host or new
 	OnSourceExit string `yaml:"on_source_exit"` // kill (default), exit0 or stop-unit
@@ -117,12 +124,14 @@ func (c Config) WithDefaults(hostname string) Config {
 	set(&c.RunDir, "/run/pageferry")
 	set(&c.Socket, filepath.Join(c.RunDir, "api.sock"))
 	set(&c.Defaults.Mode, modeAuto)
+	set(&c.Defaults.Transport, TransportAuto)
 	set(&c.Defaults.TCP, "refuse")
 	set(&c.Defaults.PIDNS, "auto")
 	set(&c.Defaults.OnSourceExit, "kill")
 	set(&c.Defaults.Shown, ShownDrop)
 	set(&c.LogLevel, "info")
 	set(&c.Idle, "poll")
+	set(&c.SoftRoCE, SoftAuto)
 	if c.BulkLanes == 0 {
 		c.BulkLanes = 2
 	}
@@ -219,6 +228,8 @@ func (c *Config) Validate() error {
 	}
 	for _, e := range []error{
 		oneOf("defaults.mode", c.Defaults.Mode, modeAuto, string(migrate.ModeHybrid), string(migrate.ModePreCopy), string(migrate.ModePostCopy), string(migrate.ModeStop)),
+		oneOf("soft_roce", c.SoftRoCE, SoftOff, SoftAuto, SoftOn),
+		oneOf("defaults.transport", c.Defaults.Transport, TransportAuto, TransportRDMA, TransportTCP),
 		oneOf("defaults.tcp", c.Defaults.TCP, "refuse", "close"),
 		oneOf("defaults.pidns", c.Defaults.PIDNS, "auto", "host", "new"),
 		oneOf("defaults.on_source_exit", c.Defaults.OnSourceExit, "kill", "exit0", "stop-unit"),

@@ -38,6 +38,7 @@ type Daemon struct {
 	base   context.Context // of the migrations, which outlive API calls
 	closed bool
 	runs   sync.WaitGroup
+	fabric *Fabric
 }
 
 // links is everything between two daemons: the listener, the handover's state
@@ -88,7 +89,7 @@ func NewDaemon(c Config, e Engine, log *slog.Logger) (*Daemon, error) {
 	if err != nil {
 		return nil, fmt.Errorf("daemon: %w", err)
 	}
-	d := &Daemon{config: c, engine: e, log: log, registry: reg, stopping: make(chan struct{})}
+	d := &Daemon{config: c, engine: e, log: log, registry: reg, stopping: make(chan struct{}), fabric: NewFabric(c.SoftRoCE, log)}
 	d.links = &handover{d: d}
 	return d, nil
 }
@@ -223,6 +224,11 @@ func (d *Daemon) Migrate(req MigrateRequest) (Report, error) {
 	if err != nil {
 		return Report{}, &UsageError{Msg: err.Error()}
 	}
+	if opts.Transport == TransportRDMA {
+		if err := d.fabric.possible(to, d.config.PageLanes == "plain"); err != nil {
+			return Report{}, &migrate.Refusal{Reasons: []string{fmt.Sprintf("transport rdma: %v", err)}}
+		}
+	}
 	if opts.Migration, err = newMigrationID(); err != nil {
 		return Report{}, err
 	}
@@ -242,7 +248,7 @@ func (d *Daemon) Migrate(req MigrateRequest) (Report, error) {
 	expected := d.foresee(opts, to, offer)
 	m.update(func(r *Report) {
 		r.Comm, r.BytesMemory = offer.Comm, offer.MemoryBytes
-		r.Remarks, r.Predicted = remarks(req), expected
+		r.Predicted = expected
 	})
 	err = d.begin(func(ctx context.Context) {
 		outcome, err := d.links.send(ctx, m, to, p, offer, opts)
@@ -265,13 +271,6 @@ func newMigrationID() (id transport.MigrationID, err error) {
 		return id, fmt.Errorf("migration id: %w", err)
 	}
 	return id, nil
-}
-
-func remarks(req MigrateRequest) []string {
-	if req.Transport == "" || req.Transport == "auto" {
-		return []string{"transport: tcp, the only one that this build has"}
-	}
-	return nil
 }
 
 // end closes a migration's books. Outcome "" leaves it to a later daemon.

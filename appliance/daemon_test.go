@@ -112,6 +112,11 @@ func TestRefusals(t *testing.T) {
 	if !errors.As(err, &api) || api.Kind != KindRefused {
 		t.Errorf("the daemon itself: %v", err)
 	}
+	// By what there is on the way to the destination.
+	_, err = a.client.Migrate(t.Context(), MigrateRequest{PID: 4242, To: b.Config().Listen, Transport: TransportRDMA})
+	if !errors.As(err, &api) || api.Kind != KindRefused || !strings.Contains(err.Error(), "an address of this host") {
+		t.Errorf("by RDMA to this host itself: %v", err)
+	}
 	// By the destination.
 	_ = a.engine.step(t.Context(), "offer-too-much")
 	r, err := a.client.Migrate(t.Context(), MigrateRequest{PID: 4242, To: b.Config().Listen})
@@ -129,7 +134,7 @@ func TestRefusals(t *testing.T) {
 		{PID: 0, To: "x"}, {PID: 1000}, {PID: 1000, To: "host:0"}, {PID: 1000, To: "h", Mode: "precpy"},
 		{PID: 1000, To: "h", Mode: "stop", MaxDowntimeMS: 10}, {PID: 1000, To: "h", Mode: "hybrid", MaxDowntimeMS: -1},
 		{PID: 1000, To: "h", Mode: "hybrid", Throttle: 0.5}, {PID: 1000, To: "h", Mode: "precopy", Throttle: 1},
-		{PID: 1000, To: "h", Trap: "fused"}, {PID: 1000, To: "h", Transport: "rdma"}, {PID: 1000, To: "h", TCP: "keep"},
+		{PID: 1000, To: "h", Trap: "fused"}, {PID: 1000, To: "h", Transport: "rmda"}, {PID: 1000, To: "h", TCP: "keep"},
 		{PID: 1000, To: "h", PIDNS: "x"}, {PID: 1000, To: "h", OnSourceExit: "x"},
 	} {
 		if _, err := a.client.Migrate(t.Context(), req); !errors.As(err, &api) || api.Kind != KindUsage {

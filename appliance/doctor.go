@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -43,9 +44,9 @@ type Diagnosis struct {
 	Findings []Finding `json:"findings"`
 }
 
-// Doctor looks at this host. It tries each thing rather than believe a version
-// number, and leaves nothing behind.
-func Doctor() Diagnosis {
+// Doctor looks at this host, and at the RDMA device that leads to each of the hosts to.
+// It tries each thing rather than believe a version number, and leaves nothing behind.
+func Doctor(ctx context.Context, to ...string) Diagnosis {
 	var u unix.Utsname
 	_ = unix.Uname(&u)
 	d := Diagnosis{
@@ -60,6 +61,9 @@ func Doctor() Diagnosis {
 		checkFUSE, checkRDMA, checkSoftRoCE,
 	} {
 		d.Findings = append(d.Findings, check())
+	}
+	for _, host := range to {
+		d.Findings = append(d.Findings, checkPath(ctx, host))
 	}
 	for _, p := range []struct{ program, pkg, use string }{
 		{"redis-server", "redis-server", "the demo"},
@@ -269,37 +273,6 @@ func checkFUSE() Finding {
 	}
 	return found("FUSE", "yes, and a mount outlives who serves it", err, VerdictOptional,
 		fix+"; without it the files of a process must be on both hosts, and its memory is not shown as one")
-}
-
-func checkRDMA() Finding {
-	devs, _ := filepath.Glob("/sys/class/infiniband/*")
-	var err error
-	if len(devs) == 0 {
-		err = errors.New("no device")
-	}
-	for i := range devs {
-		devs[i] = filepath.Base(devs[i])
-	}
-	return found("RDMA", strings.Join(devs, ", "), err, VerdictOptional, "TCP is used; an RDMA device serves a later version")
-}
-
-func checkSoftRoCE() Finding {
-	_, err := os.Stat("/sys/module/rdma_rxe")
-	what := "rdma_rxe is loaded"
-	if err != nil {
-		var u unix.Utsname
-		_ = unix.Uname(&u)
-		deps, derr := os.ReadFile("/lib/modules/" + unix.ByteSliceToString(u.Release[:]) + "/modules.dep")
-		switch {
-		case derr != nil:
-			err = errors.New("rdma_rxe is not loaded, and this kernel has no modules here")
-		case strings.Contains(string(deps), "/rdma_rxe.ko"):
-			err, what = nil, "rdma_rxe can be loaded"
-		default:
-			err = errors.New("this kernel has no module rdma_rxe")
-		}
-	}
-	return found("soft-RoCE", what, err, VerdictOptional, "apt install linux-image-amd64; TCP is used")
 }
 
 func checkProgram(program, pkg, use string) Finding {

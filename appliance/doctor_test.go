@@ -28,7 +28,7 @@ func TestDoctorTracking(t *testing.T) {
 			t.Errorf("%v: %+v", c.tried, f)
 		}
 	}
-	for _, f := range Doctor().Findings {
+	for _, f := range Doctor(t.Context()).Findings {
 		if f.Name == "dirty tracking" && f.Found != "" && !strings.Contains(f.Found, "<nil>") {
 			return
 		}

@@ -99,6 +99,7 @@ type SourceOptions struct {
 	Mode      migrate.Mode      // "": postcopy
 	Auto      bool              // the model decides whether there are rounds; Mode is hybrid
 	Trap      string            // "" or "auto", "uffd"
+	Transport string            // "" or "auto", "rdma", "tcp"
 	Keep      bool              // ShownKeep
 	TCP       string            // "" or "refuse"; "close" closes established connections at the switch
 	Addresses map[string]string // address here -> address there, for listeners
@@ -134,6 +135,13 @@ type LaneOptions struct {
 	Limiter  *pace.Limiter
 	Logger   *slog.Logger
 	Compress codec.Mode
+	// Transport is auto, rdma or tcp. With auto, and with no Fabric, it is TCP where
+	// RDMA cannot be had.
+	Transport string
+	Fabric    *Fabric
+	// OnTransport is told what was chosen, every time that lanes are opened, and in a
+	// remark why, which may be empty. May be nil.
+	OnTransport func(name, remark string)
 }
 
 // HostOptions is what the destination's end needs to know of its daemon.
@@ -146,6 +154,7 @@ type HostOptions struct {
 	TLS         *TLSFiles // nil: page lanes are plain
 	WindowBytes int64     // asked for and not yet arrived, per bulk lane
 	IdleSleep   bool      // processors may sleep while a pager is at work
+	Fabric      *Fabric   // nil: page lanes are TCP
 	Logger      *slog.Logger
 }
 

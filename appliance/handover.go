@@ -57,7 +57,8 @@ func (h *handover) open(ctx context.Context) (err error) {
 		return fmt.Errorf("daemon: %w", err)
 	}
 	hostOpts := HostOptions{StateDir: c.StateDir, RunDir: filepath.Join(c.RunDir, "arrivals"), FilesDir: c.FilesDir, Pager: []string{exe, "pager"},
-		WindowBytes: int64(c.Window), IdleSleep: c.Idle == "sleep", Logger: d.log}
+		WindowBytes: int64(c.Window), IdleSleep: c.Idle == "sleep", Fabric: d.fabric, Logger: d.log}
+	d.fabric.Sweep()
 	if c.PageLanes == "tls" {
 		hostOpts.TLS = c.TLS
 	}
@@ -124,7 +125,7 @@ func (h *handover) recoverSource(ctx context.Context, m *migration, rec migrate.
 		PlainPages: h.d.config.PageLanes == "plain", BulkLanes: h.d.config.BulkLanes,
 		TCP: h.d.config.Defaults.TCP, OnSourceExit: h.d.config.Defaults.OnSourceExit}
 	if _, as := recallLanes(string(rec.Hint)); as.BulkLanes != 0 {
-		opts.BulkLanes, opts.MaxBandwidth, opts.Compress = as.BulkLanes, as.MaxBandwidth, as.Compress
+		opts.BulkLanes, opts.MaxBandwidth, opts.Compress, opts.Transport = as.BulkLanes, as.MaxBandwidth, as.Compress, as.Transport
 	}
 	var p migrate.Process = othersProcess{}
 	var err error
@@ -157,9 +158,15 @@ func (h *handover) source(m *migration, to string, p migrate.Process, o migrate.
 	if err != nil {
 		return nil, nil, err
 	}
+	lo.OnTransport = func(name, remark string) { m.update(func(r *Report) { r.goesOver(name, remark) }) }
 	lanes, err := h.d.engine.NewLanes(lo)
 	if err != nil {
 		return nil, nil, err
+	}
+	if l, ok := lanes.(oneSided); ok {
+		if n, ok := p.(*process); ok {
+			n.onFrozen = l
+		}
 	}
 	cfg := h.config(m.id, to, p, o)
 	cfg.Lanes, cfg.MaxDowntime, cfg.Throttle, cfg.Auto = lanes, opts.MaxDowntime, opts.Throttle, opts.Auto

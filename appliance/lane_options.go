@@ -13,7 +13,7 @@ import (
 // laneOptions says how the lanes of migration id to the daemon at to are made.
 func (h *handover) laneOptions(id transport.MigrationID, to string, opts SourceOptions) (lo LaneOptions, err error) {
 	lo = LaneOptions{Migration: id, Address: to, BulkLanes: opts.BulkLanes, Compress: opts.Compress,
-		IdleSleep: h.d.config.Idle == "sleep", Logger: h.d.log}
+		IdleSleep: h.d.config.Idle == "sleep", Transport: opts.Transport, Fabric: h.d.fabric, Logger: h.d.log}
 	if !opts.PlainPages {
 		lo.TLS = h.d.config.TLS
 	}
@@ -31,12 +31,13 @@ const (
 	hintCompress  = " compress="
 	hintTrap      = " trap="
 	hintShown     = " shown="
+	hintTransport = " transport="
 )
 
 // hintLanes goes at the end of a description.
 func hintLanes(o SourceOptions) string {
 	return hintLaneCount + strconv.Itoa(o.BulkLanes) + hintBandwidth + strconv.FormatUint(uint64(o.MaxBandwidth), 10) +
-		hintCompress + o.Compress.String() + hintTrap + o.Trap + hintShown + shownText(o.Keep)
+		hintCompress + o.Compress.String() + hintTrap + o.Trap + hintShown + shownText(o.Keep) + hintTransport + o.Transport
 }
 
 // recallLanes cuts what hintLanes said from a description, and returns the rest.
@@ -50,13 +51,14 @@ func recallLanes(hint string) (rest string, as SourceOptions) {
 	limit, how, _ := strings.Cut(said, hintCompress)
 	how, trap, _ := strings.Cut(how, hintTrap)
 	trap, shown, _ := strings.Cut(trap, hintShown)
+	shown, over, _ := strings.Cut(shown, hintTransport)
 	n, err := strconv.ParseUint(lanes, 10, 8)
 	b, errB := strconv.ParseUint(limit, 10, 64)
 	mode, errM := codec.ParseMode(cmp.Or(how, codec.Auto.String())) // an earlier daemon did not say
-	if err != nil || errB != nil || errM != nil || CheckTrap(trap) != nil || CheckShown(shown) != nil || b != 0 && (b < pace.Min || b > pace.Max) {
+	if err != nil || errB != nil || errM != nil || CheckTrap(trap) != nil || CheckShown(shown) != nil || CheckTransport(over) != nil || b != 0 && (b < pace.Min || b > pace.Max) {
 		return rest, as
 	}
 	as.BulkLanes, as.MaxBandwidth, as.Compress, as.Trap = int(n), Bandwidth(b), mode, trap
-	as.Keep = shown == ShownKeep
+	as.Keep, as.Transport = shown == ShownKeep, over
 	return rest, as
 }

@@ -23,6 +23,7 @@ func (d *Daemon) options(req MigrateRequest) (SourceOptions, error) {
 	o := SourceOptions{
 		Mode:         migrate.Mode(or(req.Mode, d.config.Defaults.Mode)),
 		Trap:         or(req.Trap, "auto"),
+		Transport:    or(req.Transport, d.config.Defaults.Transport),
 		TCP:          or(req.TCP, d.config.Defaults.TCP),
 		Addresses:    req.Addresses,
 		PIDNamespace: req.PIDNS,

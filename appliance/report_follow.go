@@ -2,6 +2,8 @@ package appliance
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/pageferry/pageferry/migrate"
 )
@@ -57,3 +59,15 @@ func (r *Report) result(s migrate.Result) {
 	}
 	r.Faults = Faults(s.Faults)
 }
+
+// goesOver takes over what the page lanes go over, in place of what it was before.
+func (r *Report) goesOver(name, remark string) {
+	r.Transport = name
+	r.Remarks = slices.DeleteFunc(slices.Clone(r.Remarks), func(s string) bool { return strings.HasPrefix(s, remarkTransport) })
+	if remark != "" {
+		r.Remarks = append(r.Remarks, remarkTransport+remark)
+	}
+}
+
+// remarkTransport begins the remark about the transport; there is one.
+const remarkTransport = "transport: "

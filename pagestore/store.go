@@ -49,19 +49,20 @@ const (
 type Counter int
 
 const (
-	Zeros   Counter = iota // pages that arrived as zero
-	Dropped                // pages given up before they arrived
-	Faulted                // pages asked for because a thread waited
-	Doubles                // pages that arrived a second time
-	Faults                 // page fault events
-	Forks                  // events of each kind
-	Removes                //
-	Remaps                 //
-	Unmaps                 //
-	Bad                    // pages whose checksum was wrong
-	Lanes                  // lanes lost
-	WireIn                 // bytes received on lanes that are gone
-	Kept                   // pages that were here before
+	Zeros    Counter = iota // pages that arrived as zero
+	Dropped                 // pages given up before they arrived
+	Faulted                 // pages asked for because a thread waited
+	Doubles                 // pages that arrived a second time
+	Faults                  // page fault events
+	Forks                   // events of each kind
+	Removes                 //
+	Remaps                  //
+	Unmaps                  //
+	Bad                     // pages whose checksum was wrong
+	Lanes                   // lanes lost
+	WireIn                  // bytes received on lanes that are gone
+	Kept                    // pages that were here before
+	OneSided                // pages read from the source's memory by RDMA
 	counters
 )
 

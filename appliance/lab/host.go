@@ -78,8 +78,12 @@ func (l *Lab) newHost(ctx context.Context, name string, addr netip.Addr) (*Host,
 	cmd.Args = []string{initArg0, string(setup)}
 	cmd.ExtraFiles = []*os.File{holdR, readyW} // descriptors 3 and 4
 	cmd.Dir = "/"
+	var network uintptr
+	if len(l.cfg.Addrs) == 0 {
+		network = unix.CLONE_NEWNET
+	}
 	cmd.SysProcAttr = &unix.SysProcAttr{
-		Cloneflags:  unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET,
+		Cloneflags:  unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | network,
 		UseCgroupFD: true,
 		CgroupFD:    int(cg.Fd()),
 		Setsid:      true, // a Ctrl-C at the terminal is for the program, which closes the lab

@@ -87,7 +87,12 @@ func setUp(arg string) error {
 		{"tmpfs", "/var/lib", unix.MS_NOSUID | unix.MS_NODEV, "mode=755"},
 		{"tmpfs", "/dev/shm", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777"},
 	} {
-		if err := unix.Mount(m.fs, m.target, m.fs, m.flags, m.data); err != nil {
+		err := unix.Mount(m.fs, m.target, m.fs, m.flags, m.data)
+		if err == unix.EBUSY { // the very same, where the network is shared
+			_ = unix.Unmount(m.target, unix.MNT_DETACH)
+			err = unix.Mount(m.fs, m.target, m.fs, m.flags, m.data)
+		}
+		if err != nil {
 			return fmt.Errorf("mount %s on %s: %w", m.fs, m.target, err)
 		}
 	}

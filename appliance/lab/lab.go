@@ -33,6 +33,10 @@ type Config struct {
 	Subnet netip.Prefix
 	// MTU of the links. Default: the kernel's, 1500.
 	MTU int
+	// Addrs, one for each host, are addresses of this network namespace. The hosts
+	// then share it, and nothing is done to it: soft-RoCE devices, for one, are in the
+	// first namespace only. Default: each host has a namespace of its own.
+	Addrs []netip.Addr
 	// Executable is run again as the hosts' init. Default /proc/self/exe.
 	Executable string
 }
@@ -57,6 +61,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Subnet.IsValid() && (!c.Subnet.Addr().Is4() || c.Subnet.Bits() > 24) {
 		return fmt.Errorf("lab: subnet %v: want IPv4 of at most /24", c.Subnet)
+	}
+	if len(c.Addrs) > 0 && len(c.Addrs) != max(2, len(c.Hosts)) {
+		return fmt.Errorf("lab: %d addresses for %d hosts", len(c.Addrs), max(2, len(c.Hosts)))
 	}
 	if c.MTU != 0 && (c.MTU < 576 || c.MTU > 65535) {
 		return fmt.Errorf("lab: MTU %d: want 576 to 65535", c.MTU)
@@ -125,12 +132,20 @@ func New(ctx context.Context, cfg Config) (_ *Lab, err error) {
 	if err := os.Mkdir(l.cgroup, 0o755); err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
-	if l.net, err = newNetNS(); err != nil {
+	if len(cfg.Addrs) > 0 {
+		l.net, err = netns.Get()
+	} else {
+		l.net, err = newNetNS()
+	}
+	if err != nil {
 		return nil, fmt.Errorf("lab: network namespace: %w", err)
 	}
 	first := cfg.Subnet.Masked().Addr()
-	for _, name := range cfg.Hosts {
+	for i, name := range cfg.Hosts {
 		first = first.Next()
+		if len(cfg.Addrs) > 0 {
+			first = cfg.Addrs[i]
+		}
 		h, err := l.newHost(ctx, name, first)
 		if h != nil {
 			l.hosts = append(l.hosts, h)
@@ -138,6 +153,10 @@ func New(ctx context.Context, cfg Config) (_ *Lab, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("lab: host %s: %w", name, err)
 		}
+	}
+	if len(cfg.Addrs) > 0 {
+		l.addr = cfg.Addrs[0]
+		return l, nil
 	}
 	last := cfg.Subnet.Masked().Addr().As4()
 	last[3] = 254

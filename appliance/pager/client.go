@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pageferry/pageferry/rdma"
 	"github.com/pageferry/pageferry/transport"
 	"golang.org/x/sys/unix"
 )
@@ -239,9 +240,14 @@ func (c *Client) call(ctx context.Context, o op, body any, files ...*os.File) (p
 }
 
 // AttachLane gives the pager a connection whose preamble has not been read. key
-// is the one-time key of the epoch. f stays the caller's.
-func (c *Client) AttachLane(ctx context.Context, id transport.LaneID, key []byte, f *os.File) error {
-	_, err := c.call(ctx, opLane, laneMsg{id, key}, f)
+// is the one-time key of the epoch. path is the RDMA device that leads to the peer, for
+// a lane that may go on over it, and noPath why there is none; f stays the caller's.
+func (c *Client) AttachLane(ctx context.Context, id transport.LaneID, key []byte, f *os.File, path *rdma.Path, noPath error) error {
+	m := laneMsg{Lane: id, Key: key, Path: path}
+	if noPath != nil {
+		m.NoPath = noPath.Error()
+	}
+	_, err := c.call(ctx, opLane, m, f)
 	return err
 }
 

@@ -45,6 +45,11 @@ func (s *server) lane(m laneMsg, f *os.File) error {
 	if err != nil {
 		return err
 	}
+	if m.Lane.RDMA {
+		if l, err = s.fabric.put(ctx, l, m, s.pool, s.log); err != nil {
+			return err
+		}
+	}
 	if err := s.fetch.Attach(l); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/pageferry/pageferry/migrate/stream"
 	"github.com/pageferry/pageferry/page"
+	"github.com/pageferry/pageferry/rdma"
 	"github.com/pageferry/pageferry/transport"
 )
 
@@ -52,6 +53,9 @@ func (w who) former() former { return former{w.PID, w.Start, w.Keeper, w.KeeperS
 type laneMsg struct {
 	Lane transport.LaneID `cbor:"1,keyasint"`
 	Key  []byte           `cbor:"2,keyasint"`
+	// For a lane that may go on over RDMA: how, or why not.
+	Path   *rdma.Path `cbor:"3,keyasint,omitempty"`
+	NoPath string     `cbor:"4,keyasint,omitempty"`
 }
 
 type epochMsg struct {

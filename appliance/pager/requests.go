@@ -36,6 +36,9 @@ func (s *server) handle(p packet, files []*os.File) (body any, err error) {
 		}
 		s.store.SetEpoch(m.Epoch)
 		s.fetch.DropLanes()
+		if err := s.fabric.drop(); err != nil {
+			s.log.Warn("RDMA device", "err", err)
+		}
 		return nil, nil
 	case opFile:
 		m, err := decode[fileMsg](p)

@@ -276,7 +276,7 @@ func (r *rig) lane(ctx context.Context, kind transport.Kind, index uint8) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	err = r.c.AttachLane(ctx, in.ID, r.key, in.Conn)
+	err = r.c.AttachLane(ctx, in.ID, r.key, in.Conn, nil, nil)
 	in.Conn.Close()
 	if err := errors.Join(err, <-dialled); err != nil {
 		r.t.Fatal(err)

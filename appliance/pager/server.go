@@ -61,6 +61,7 @@ type server struct {
 	all     chan struct{} // closed while no page is missing
 	leaving bool
 	fs      *fusemem.FS
+	fabric  fabric
 	held    map[int]*fusemem.Held // files that are here
 	lost    error                 // every page lane refused because the source's pages are gone
 }
@@ -131,8 +132,9 @@ func (s *server) begin(keeper int) error {
 			s.log.Debug("waking processors will take its time", "err", err)
 		}
 	}
-	// A lane holds one buffer at a time; lanes of two epochs may overlap.
-	if s.pool, err = transport.NewPool(2*(s.cfg.BulkLanes+2), payloadSize); err != nil {
+	// A TCP lane holds one buffer at a time, one over RDMA a few; lanes of two epochs
+	// may overlap.
+	if s.pool, err = transport.NewPool(4*(s.cfg.BulkLanes+2), payloadSize); err != nil {
 		return err
 	}
 	s.trap, err = fault.New(fault.Config{
@@ -144,7 +146,7 @@ func (s *server) begin(keeper int) error {
 	}
 	s.fetch = stream.NewFetcher(stream.FetcherConfig{
 		Store: s.store, Placer: placer{s.trap, s}, Window: s.cfg.Window, Chunk: s.cfg.Chunk, StallTimeout: s.cfg.StallTimeout,
-		HeadStart: s.cfg.HeadStart, HeadStartOver: littleLeft, Waiting: s.trap.Waiting, Log: s.log,
+		HeadStart: s.cfg.HeadStart, HeadStartOver: littleLeft, Waiting: s.trap.Waiting, Remote: s.pool, Log: s.log,
 		OnUrgent:   func() { fault.RaisePriority(s.log) },
 		OnLost:     s.laneLost,
 		OnEager:    func() { s.settled(&s.eager, EagerDone) },
@@ -218,6 +220,9 @@ func (s *server) end() {
 	_ = s.sock.Close()
 	s.trap.Halt()
 	_ = s.fetch.Close()
+	if err := s.fabric.close(); err != nil {
+		s.log.Warn("RDMA device", "err", err)
+	}
 	s.mu.Lock()
 	for c := range s.conns {
 		_ = c.c.Close()

@@ -338,7 +338,7 @@ func TestRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer null.Close()
-	if err := r.c.AttachLane(ctx, id, r.key, null); !errors.Is(err, transport.ErrAuth) {
+	if err := r.c.AttachLane(ctx, id, r.key, null, nil, nil); !errors.Is(err, transport.ErrAuth) {
 		t.Errorf("lane of another epoch: %v", err)
 	}
 	if err := r.c.Abort(ctx); err != nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -31,10 +32,12 @@ func startWorkload(t *testing.T, verdict string) *testutil.Process {
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	p := testutil.StartCmd(t, cmd, time.Minute)
 	testutil.Eventually(t, 20*time.Second, func() error {
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", p.Pid()))
-		var size, resident int
-		if _, serr := fmt.Sscan(string(data), &size, &resident); err != nil || serr != nil || resident < 32<<20/4096 {
-			return fmt.Errorf("%d pages resident, %v", resident, err)
+		// Not what statm has as resident: the program itself counts there.
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Pid()))
+		_, rest, _ := strings.Cut(string(data), "RssAnon:")
+		var kib int
+		if _, serr := fmt.Sscan(rest, &kib); err != nil || serr != nil || kib < 32<<10 {
+			return fmt.Errorf("%d KiB of its own memory, %v", kib, errors.Join(err, serr))
 		}
 		return nil
 	})

@@ -145,7 +145,7 @@ func TestUsage(t *testing.T) {
 		{"migrate 12 --to h --mode precpy", "mode \"precpy\" is not known"},
 		{"migrate 12 --to h --mode fast", "mode \"fast\" is not known"},
 		{"migrate 12 --to h --trap mouse", `trap "mouse" is not known`},
-		{"migrate 12 --to h --transport rdma", "transport rdma is not in this version"},
+		{"migrate 12 --to h --transport roce", "transport \"roce\" is not known"},
 		{"migrate 12 --to h --compress zip", "compress \"zip\" is not known"},
 		{"migrate 12 --to h --max-downtime 1", "no time such as 50ms"},
 		{"migrate 12 --to h --max-downtime -1s", "no time such as 50ms"},

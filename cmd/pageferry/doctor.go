@@ -12,12 +12,13 @@ import (
 )
 
 func (a *app) doctorCommand() *cobra.Command {
+	var to []string
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say what this host offers and lacks, with the fix for each",
 		Args:  cobra.NoArgs,
-		RunE: ran(func(context.Context, []string) error {
-			d := appliance.Doctor()
+		RunE: ran(func(ctx context.Context, _ []string) error {
+			d := appliance.Doctor(ctx, to...)
 			if a.json {
 				a.printJSON(d)
 			} else {
@@ -38,6 +39,7 @@ func (a *app) doctorCommand() *cobra.Command {
 			return nil
 		}),
 	}
+	cmd.Flags().StringSliceVar(&to, "to", nil, "say which RDMA device leads to this host, too")
 	a.jsonFlag(cmd)
 	return cmd
 }

@@ -34,7 +34,7 @@ func (o *migrateOptions) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.mode, "mode", "auto", "when the pages move: hybrid (before and after the switch), precopy, postcopy or stop; auto is the daemon's default, which is to choose between hybrid and postcopy by what the process writes and the link carries")
 	f.StringVar(&o.trap, "trap", "auto", "what traps pages that are not there yet: auto (memory by userfaultfd, files that are not there either by FUSE), uffd (no FUSE) or fuse (memory, too)")
-	f.StringVar(&o.transport, "transport", "auto", "what carries the pages: tcp")
+	f.StringVar(&o.transport, "transport", "auto", "what carries the pages: auto, rdma or tcp")
 	f.StringVar(&o.compress, "compress", "auto", "auto (what gets across sooner), lz4 (all that shrinks) or none")
 	f.StringVar(&o.maxDowntime, "max-downtime", "", "how long the program may stand still at the switch, such as 50ms; with hybrid and precopy")
 	f.Float64Var(&o.throttle, "throttle", 0, "how much of its time the program may be kept from running so that precopy converges, 0 to 0.99")
@@ -50,7 +50,7 @@ func (o *migrateOptions) flags(cmd *cobra.Command) {
 	}
 	complete("mode", "auto", "hybrid", "precopy", "postcopy", "stop")
 	complete("trap", "auto", "uffd", "fuse")
-	complete("transport", "auto", "tcp")
+	complete("transport", "auto", "rdma", "tcp")
 	complete("compress", "auto", "lz4", "none")
 	complete("tcp", "refuse", "close")
 	complete("pidns", "auto", "host", "new")

@@ -74,35 +74,27 @@ func (l *lane) askPages(space page.Space, pages []page.Num) {
 	}
 }
 
-// send asks for rs; sendMu is held. It reports whether the lane lives.
+// send asks for rs, or reads what of them can be read without asking; sendMu is held.
+// It reports whether the lane lives.
 func (l *lane) send(req *request, rs []page.Range) bool {
-	req.left = page.NewSet(rs...)
-	bytes := int64(req.left.Bytes())
-	id := l.f.nextID.Add(1)
-	l.f.mu.Lock()
-	attached := false
-	for _, o := range l.f.lanes {
-		attached = attached || o == l
+	if read, rest := l.remote(req, rs); len(read) > 0 {
+		if !l.sendRemote(req, read, rest) {
+			return false
+		}
+		if len(rest) == 0 {
+			return true
+		}
+		req, rs = req.again(), rest
 	}
-	if !attached {
-		l.f.giveBack(req, rs)
-		l.f.mu.Unlock()
+	id, ok := l.enter(req, rs, 0)
+	if !ok {
 		return false
 	}
-	l.reqs[id] = req
-	if req.read != nil {
-		l.reading.Add(bytes)
-	}
-	owed := l.owed.Add(bytes)
-	l.f.mu.Unlock()
 	l.want.ID, l.want.Runs = id, l.want.Runs[:0]
 	for _, r := range rs {
 		l.want.Runs = append(l.want.Runs, wire.Run{Space: req.space, Count: uint32(r.Pages()), First: r.Start.Page()})
 	}
 	l.meta = wire.AppendWant(l.meta[:0], l.want)
-	if owed == bytes {
-		l.progress.Store(time.Now().UnixNano())
-	}
 	if err := l.tl.Send(transport.Frame{Type: wire.TypeWant, Meta: l.meta}); err != nil {
 		if !errors.Is(err, transport.ErrClosed) {
 			l.fail(err)
@@ -110,4 +102,31 @@ func (l *lane) send(req *request, rs []page.Range) bool {
 		return false
 	}
 	return true
+}
+
+// enter takes a request into the books of the lane, and so many who will read for it,
+// unless the lane has ended.
+func (l *lane) enter(req *request, rs []page.Range, readers int) (id uint64, ok bool) {
+	req.left = page.NewSet(rs...)
+	bytes := int64(req.left.Bytes())
+	id = l.f.nextID.Add(1)
+	l.f.mu.Lock()
+	defer l.f.mu.Unlock()
+	attached := false
+	for _, o := range l.f.lanes {
+		attached = attached || o == l
+	}
+	if !attached {
+		l.f.giveBack(req, rs)
+		return 0, false
+	}
+	l.reqs[id] = req
+	l.readers.Add(readers)
+	if req.read != nil {
+		l.reading.Add(bytes)
+	}
+	if l.owed.Add(bytes) == bytes {
+		l.progress.Store(time.Now().UnixNano())
+	}
+	return id, true
 }

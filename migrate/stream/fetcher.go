@@ -47,6 +47,9 @@ type FetcherConfig struct {
 	// Waiting calls its argument for every page that a thread waits for; they
 	// are asked for again on a new urgent lane. May be nil.
 	Waiting func(func(page.Space, page.Num))
+	// Remote is where memory that the source has offered is read into; without it all
+	// is asked for. Its buffers are of pages.
+	Remote *transport.Pool
 	// OnUrgent is called on the thread that receives on an urgent lane, which
 	// is its own, to raise its priority. May be nil.
 	OnUrgent func()
@@ -130,7 +133,7 @@ func NewFetcher(cfg FetcherConfig) *Fetcher {
 
 // Attach takes ownership of a lane, also when it fails, and begins to use it.
 func (f *Fetcher) Attach(tl transport.Lane) error {
-	l := &lane{f: f, tl: tl, urgent: tl.ID().Kind == transport.Urgent, reqs: map[uint64]*request{}}
+	l := &lane{f: f, tl: tl, urgent: tl.ID().Kind == transport.Urgent, reqs: map[uint64]*request{}, ended: make(chan struct{})}
 	l.progress.Store(time.Now().UnixNano())
 	f.mu.Lock()
 	if f.closed {

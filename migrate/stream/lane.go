@@ -25,6 +25,8 @@ type lane struct {
 	reading  atomic.Int64 // those of them that are of reads; both change under Fetcher.mu
 	again    atomic.Bool  // whoever holds sendMu looks once more for what to ask
 	why      atomic.Pointer[error]
+	ended    chan struct{}  // closed when nothing more is received
+	readers  sync.WaitGroup // who read the source's memory; grows under Fetcher.mu while attached
 
 	sendMu sync.Mutex
 	want   wire.Want // under sendMu
@@ -37,7 +39,7 @@ type lane struct {
 	dec   *codec.Decoder
 	rooms *transport.Pool
 	room  *transport.Buffer // of the decoder, from rooms
-	fails int
+	fails atomic.Int32
 }
 
 // request is what was asked for and has not come.
@@ -47,6 +49,11 @@ type request struct {
 	placer Placer
 	read   *read // nil for pages of the process
 	left   page.Set
+}
+
+// again is a request for other pages of the same kind.
+func (r *request) again() *request {
+	return &request{space: r.space, src: r.src, placer: r.placer, read: r.read}
 }
 
 // fail closes the lane for a reason of ours.
@@ -65,6 +72,7 @@ func (l *lane) run() {
 		}
 	}
 	err := l.receive()
+	close(l.ended)
 	l.free()
 	l.tl.Close()
 	if why := l.why.Load(); why != nil {
@@ -74,6 +82,7 @@ func (l *lane) run() {
 		l.f.now.Load().lose(l.tl.ID(), err)
 	}
 	l.f.detach(l)
+	l.readers.Wait()
 	if !l.dropped.Load() {
 		l.f.st.Add(pagestore.Lanes, 1)
 		l.f.log.Warn("page lane lost", "lane", l.tl.ID().Kind, "index", l.tl.ID().Index, "err", err)
@@ -142,7 +151,7 @@ func (l *lane) take(fr transport.Frame) error {
 	if req == nil {
 		return fmt.Errorf("%w: an answer to what was not asked", transport.ErrDamaged)
 	}
-	if err := l.came(req, p.Runs, fr.Flags&wire.FlagLast != 0); err != nil {
+	if err := l.came(p.ID, req, p.Runs, fr.Flags&wire.FlagLast != 0); err != nil {
 		return err
 	}
 	if !l.urgent || req.read != nil {
@@ -226,7 +235,7 @@ func (l *lane) free() {
 
 // came takes runs that have arrived off what is owed. On error nothing of them
 // counts as arrived.
-func (l *lane) came(req *request, runs []wire.Run, last bool) (err error) {
+func (l *lane) came(id uint64, req *request, runs []wire.Run, last bool) (err error) {
 	f := l.f
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -259,8 +268,8 @@ func (l *lane) came(req *request, runs []wire.Run, last bool) (err error) {
 		}
 		return err
 	}
-	if last {
-		delete(l.reqs, l.pages.ID)
+	if last || req.left.Empty() {
+		delete(l.reqs, id)
 	}
 	return nil
 }
@@ -288,16 +297,17 @@ func (l *lane) place(req *request, kind wire.RunKind, r page.Range, first int, d
 		if d := n - fl.got.AtomicSetRange(first, first+n); d > 0 {
 			f.st.Add(pagestore.Doubles, uint64(d))
 		}
-		l.fails = 0
+		l.fails.Store(0)
 		return nil
 	}
 	f.log.Warn("pages cannot be placed, trying again", "range", r, "err", err)
 	f.mu.Lock()
 	f.giveBack(req, []page.Range{r})
 	f.mu.Unlock()
-	if l.fails++; l.fails > 100 {
+	fails := l.fails.Add(1)
+	if fails > 100 {
 		return fmt.Errorf("stream: place %v: %w", r, err)
 	}
-	time.Sleep(time.Duration(l.fails) * time.Millisecond) // memory is short
+	time.Sleep(time.Duration(fails) * time.Millisecond) // memory is short
 	return nil
 }

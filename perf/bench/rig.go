@@ -135,7 +135,7 @@ func (r *Rig) connect(ctx context.Context, id transport.MigrationID) error {
 		}()
 		in, err := r.ln.Accept(ctx)
 		if err == nil {
-			err = errors.Join(r.pager.AttachLane(ctx, in.ID, key, in.Conn), in.Conn.Close())
+			err = errors.Join(r.pager.AttachLane(ctx, in.ID, key, in.Conn, nil, nil), in.Conn.Close())
 		}
 		o := <-out
 		if err := errors.Join(err, o.err); err != nil {
