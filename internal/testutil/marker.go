@@ -111,9 +111,9 @@ func family(m string, self int, since uint64) map[int]stat {
 		case descends(all, s, self), hasMarker(env, m):
 			fam[pid] = s
 		case !answered, len(env) > 0 && len(bytes.Trim(env, "\x00")) == 0:
-			// Its environment never arrived. Whose it is can only be told
-			// where nobody else tests at the same time.
-			if os.Getenv(envRequireAll) == "1" {
+			// Its environment never arrived. Whose it is can only be told by those
+			// it descends from, or where nobody else tests at the same time.
+			if os.Getenv(envRequireAll) == "1" && !ofAnother(all, s, m) {
 				fam[pid] = s
 			}
 		}
@@ -129,6 +129,22 @@ func descends(all map[int]stat, s stat, anc int) bool {
 		up, ok := all[s.ppid]
 		if !ok || s.ppid <= 1 {
 			return false
+		}
+		s = up
+	}
+	return false
+}
+
+// ofAnother reports whether a process descends from one that carries another marker
+// than m: an init of a lab's host, say.
+func ofAnother(all map[int]stat, s stat, m string) bool {
+	for range 1000 {
+		up, ok := all[s.ppid]
+		if !ok || s.ppid <= 1 {
+			return false
+		}
+		if env, answered := environ(up.pid); answered && hasVar(env, envMarker, nil) {
+			return !hasMarker(env, m)
 		}
 		s = up
 	}

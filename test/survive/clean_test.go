@@ -21,7 +21,7 @@ import (
 // noted in them.
 func (r *rig) clean(t testing.TB, alive ...*guest) {
 	t.Helper()
-	testutil.Eventually(t, 15*time.Second, func() error { return r.leftovers(alive...) })
+	testutil.Eventually(t, patience(15*time.Second), func() error { return r.leftovers(alive...) })
 }
 
 func (r *rig) leftovers(alive ...*guest) error {

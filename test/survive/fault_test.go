@@ -97,7 +97,7 @@ func (g *guest) tryDisturbAt(t *testing.T, req appliance.MigrateRequest, m momen
 	}
 	ended := time.NewTicker(100 * time.Millisecond)
 	defer ended.Stop()
-	for limit := time.After(20 * time.Second); !reached; {
+	for limit := time.After(patience(20 * time.Second)); !reached; {
 		select {
 		case <-at:
 			reached = true

@@ -91,7 +91,7 @@ func (r *rig) selfChecking(t testing.TB, n *node, args ...string) *guest {
 	cmd := exec.Command(args[0], append(args[1:], "--report", report, "--identity", id, "--heartbeat", r.recorder.Address)...)
 	g := r.launch(t, n, cmd)
 	g.identity, g.report = id, report
-	testutil.Eventually(t, 60*time.Second, func() error {
+	testutil.Eventually(t, patience(60*time.Second), func() error {
 		b, _ := os.ReadFile(g.output)
 		if !strings.Contains(string(b), "ready") {
 			return fmt.Errorf("%v is not ready: %s", cmd.Args, b)
@@ -115,7 +115,7 @@ func (r *rig) small(t testing.TB, n *node, args ...string) *guest {
 func (g *guest) beat(n uint64) {
 	g.t.Helper()
 	before := g.r.recorder.Beats(g.identity).Count
-	testutil.Eventually(g.t, 20*time.Second, func() error {
+	testutil.Eventually(g.t, patience(20*time.Second), func() error {
 		if s := g.said(); s != "" {
 			g.t.Fatalf("%s: %s", g.identity, s)
 		}
@@ -158,7 +158,7 @@ func (g *guest) verify() {
 	if err := unix.Kill(pid, unix.SIGTERM); err != nil {
 		g.t.Fatal(err)
 	}
-	testutil.Eventually(g.t, 30*time.Second, func() error {
+	testutil.Eventually(g.t, patience(30*time.Second), func() error {
 		if s := g.said(); s == "" {
 			return fmt.Errorf("%s, pid %d of host %s, does not end on SIGTERM:\n%s", g.identity, g.pid, g.at.name(), threads(pid))
 		}
@@ -278,7 +278,7 @@ func (g *guest) request(mode string) appliance.MigrateRequest {
 
 // migrate begins to move it to the other host and follows that to its end.
 func (g *guest) migrate(req appliance.MigrateRequest) (appliance.Report, error) {
-	return g.migrateWithin(time.Minute, req)
+	return g.migrateWithin(patience(time.Minute), req)
 }
 
 func (g *guest) migrateWithin(limit time.Duration, req appliance.MigrateRequest) (appliance.Report, error) {
@@ -324,18 +324,23 @@ func (g *guest) meanwhile(req appliance.MigrateRequest, when func(rep appliance.
 // hop moves it to the other host, which must work.
 func (g *guest) hop(mode string) appliance.Report {
 	g.t.Helper()
-	rep, err := g.migrate(g.request(mode))
+	return g.hopAs(g.request(mode))
+}
+
+// hopAs is hop by a request that says more.
+func (g *guest) hopAs(req appliance.MigrateRequest) appliance.Report {
+	g.t.Helper()
+	rep, err := g.migrate(req)
 	// Events of inotify that the program has not read yet are there for a moment, and
 	// so are files that it is about to remove, and its children.
 	passing := func() bool {
 		return strings.Contains(rep.Reason, "unread events") || strings.Contains(rep.Reason, "a process with children") || strings.Contains(rep.Reason, "/watched/f open or mapped")
 	}
 	for tries := 0; err == nil && tries < 5 && passing(); tries++ {
-		rep, err = g.migrate(g.request(mode))
+		rep, err = g.migrate(req)
 	}
 	if err == nil && strings.Contains(rep.Reason, migrate.ErrNoConvergence.Error()) {
 		// On a busy host the link may be slower than the program.
-		req := g.request(mode)
 		req.MaxDowntimeMS = 3000
 		rep, err = g.migrate(req)
 	}

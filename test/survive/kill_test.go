@@ -89,7 +89,7 @@ func (g *guest) calm() error {
 // and both hosts know how the migration ended. It returns the reports of it.
 func (g *guest) survived(t testing.TB, began time.Time) {
 	t.Helper()
-	testutil.Eventually(t, 15*time.Second, g.calm)
+	testutil.Eventually(t, patience(15*time.Second), g.calm)
 	g.beat(3)
 	g.oneOwner(1 << 20)
 	for _, n := range g.r.nodes() {
@@ -119,7 +119,7 @@ func (g *guest) survived(t testing.TB, began time.Time) {
 func (g *guest) begin(req appliance.MigrateRequest) (id string, err error) {
 	c := g.at.api()
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience(20*time.Second))
 	defer cancel()
 	rep, err := c.Migrate(ctx, req)
 	return rep.ID, err
@@ -286,7 +286,7 @@ func (g *guest) trace(t *testing.T, sc script, mode string, ms ...moment) map[si
 		}
 	}}
 	g.killAt(t, all, mode, ms...)
-	testutil.Eventually(t, 15*time.Second, g.calm)
+	testutil.Eventually(t, patience(15*time.Second), g.calm)
 	from.points.do(nil)
 	to.points.do(nil)
 	mu.Lock()

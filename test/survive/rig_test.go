@@ -21,6 +21,7 @@ import (
 	"github.com/pageferry/pageferry/appliance/keys"
 	"github.com/pageferry/pageferry/appliance/lab"
 	"github.com/pageferry/pageferry/internal/testutil"
+	"github.com/pageferry/pageferry/test/vm/vmtest"
 )
 
 // rig is two hosts with a daemon in each.
@@ -31,6 +32,8 @@ type rig struct {
 	keys     string
 	recorder *testutil.Recorder
 	broken   bool // a test has failed on it
+	cfg      lab.Config
+	yaml     string // of each node's configuration
 	// killed: a test ended a daemon or a pager. Where none did, no pager may end.
 	killed atomic.Bool
 }
@@ -51,12 +54,19 @@ type node struct {
 // newRig makes a rig for one test and its subtests. Call begin before the first.
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	r := &rig{t: t, keys: filepath.Join(t.TempDir(), "keys")}
+	return newRigIn(t, lab.Config{}, "")
+}
+
+// newRigIn makes it in a lab that is not like the others, of nodes with more lines of YAML.
+func newRigIn(t *testing.T, cfg lab.Config, config string) *rig {
+	t.Helper()
+	r := &rig{t: t, cfg: cfg, yaml: config, keys: filepath.Join(t.TempDir(), "keys")}
 	r.recorder = testutil.NewRecorder(t)
 	if err := keys.Init(r.keys); err != nil {
 		t.Fatal(err)
 	}
-	l, err := lab.New(t.Context(), lab.Config{Name: testutil.Name()})
+	cfg.Name = testutil.Name()
+	l, err := lab.New(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,10 +78,21 @@ func newRig(t *testing.T) *rig {
 	})
 	r.a, r.b = r.newNode(l.Hosts()[0]), r.newNode(l.Hosts()[1])
 	for _, n := range r.nodes() {
+		if n.config = config; len(cfg.Addrs) > 0 {
+			n.config += fmt.Sprintf("listen: %s:%d\n", n.addr(), appliance.DefaultPort)
+		}
 		n.start(t)
 	}
 	t.Cleanup(r.end)
 	return r
+}
+
+// patience is d, or longer in a guest, whose processors are emulated.
+func patience(d time.Duration) time.Duration {
+	if vmtest.Inside() {
+		return 8 * d
+	}
+	return d
 }
 
 // whole is the rig, or a new one where a test has failed on it.
@@ -80,7 +101,7 @@ func (r *rig) whole(t *testing.T) *rig {
 	if !r.broken {
 		return r
 	}
-	return newRig(t)
+	return newRigIn(t, r.cfg, r.yaml)
 }
 
 // begin is what every test does first.
@@ -169,7 +190,7 @@ var errEnded = errors.New("the daemon has ended")
 func (n *node) await() error {
 	c := n.api()
 	defer c.Close()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(patience(20 * time.Second))
 	for {
 		_, err := c.Info(context.Background())
 		if err == nil {
@@ -203,7 +224,7 @@ func (n *node) stop(t testing.TB) {
 	_ = p.Signal(unix.SIGTERM)
 	select {
 	case <-p.Done():
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience(20 * time.Second)):
 		t.Errorf("the daemon of host %s does not end on SIGTERM\n%s", n.name(), n.log.tail(4000))
 		n.kill()
 		return
@@ -251,7 +272,7 @@ func (n *node) addr() string { return n.host.Addr().String() }
 func (n *node) list() ([]appliance.Report, error) {
 	c := n.api()
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience(10*time.Second))
 	defer cancel()
 	return c.List(ctx)
 }
