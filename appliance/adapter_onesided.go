@@ -2,11 +2,13 @@ package appliance
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
 
 	"github.com/pageferry/pageferry/checkpoint"
+	"github.com/pageferry/pageferry/codec"
 	"github.com/pageferry/pageferry/migrate"
 	"github.com/pageferry/pageferry/page"
 	"github.com/pageferry/pageferry/rdma"
@@ -41,7 +43,10 @@ func (l *lanes) frozen(ctx context.Context, p registrar, pages page.Set) {
 		return
 	}
 	begin := time.Now()
-	offer, told, err := l.register(ctx, d, p, pages)
+	offer, told, err := []transport.Remote(nil), "", l.mustCopy()
+	if err == nil {
+		offer, told, err = l.register(ctx, d, p, pages)
+	}
 	if err != nil {
 		told = fmt.Sprintf("pages are copied at the source, as %v", err)
 	}
@@ -57,6 +62,18 @@ func (l *lanes) frozen(ctx context.Context, p registrar, pages page.Set) {
 		l.opts.OnTransport(name, remark+"; "+told)
 	}
 	l.offerAll()
+}
+
+// mustCopy is why what was asked for takes a program at the source: the destination
+// reads as fast as it can, and what there is.
+func (l *lanes) mustCopy() error {
+	switch {
+	case l.opts.Limiter != nil:
+		return errors.New("the bandwidth is limited there")
+	case l.opts.Compress == codec.Always:
+		return errors.New("they are compressed there")
+	}
+	return nil
 }
 
 // register has pages registered with d and says how much that was.
