@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Usage: bench-rdma.sh COUNT
 # Holds RDMA lanes and one-sided reads against perftest on two soft-RoCE devices in
-# a guest, COUNT times in turns, with two processors and with one, into
-# bench-rdma.txt. The guest is emulated: only the ratios mean anything, and those
+# a guest, COUNT times in turns, with two processors and with one, and then post-copy
+# over RDMA against post-copy over TCP, into bench-rdma.txt. The guest is emulated: only the ratios mean anything, and those
 # only where nothing else runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,7 +11,9 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 count=${1:-5}
 
 go build -o bin/guest ./test/vm/cmd/guest
+go build -o bin/pageferry ./cmd/pageferry
 go test -c -o bin/rdma.test ./rdma
+go test -c -o bin/survive.test ./test/survive
 bin/guest -prepare
 {
 	echo "commit: $(git describe --always --dirty 2>/dev/null || echo unknown)"
@@ -21,4 +23,6 @@ bin/guest -prepare
 		bin/guest -q -cpus "$cpus" -limit 30m -- env PAGEFERRY_REQUIRE_ALL=1 "$PWD/bin/rdma.test" \
 			-test.run '^$' -test.bench '^BenchmarkTargets$' -test.benchtime "${count}x" -test.timeout 30m
 	done
+	bin/guest -q -limit 30m -- env PAGEFERRY_REQUIRE_ALL=1 PAGEFERRY_BIN="$PWD/bin/pageferry" "$PWD/bin/survive.test" \
+		-test.run '^$' -test.bench '^BenchmarkTransports$' -test.benchtime "${count}x" -test.timeout 30m
 } | tee bench-rdma.txt

@@ -10,6 +10,7 @@
 package survive_test
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
@@ -39,7 +40,7 @@ func pageferry(t testing.TB) string {
 	t.Helper()
 	testutil.Require(t, testutil.Root, testutil.Userfaultfd, testutil.CgroupV2, testutil.Namespaces, testutil.Program("go"))
 	if vmtest.Inside() {
-		return forGuest()
+		return cmp.Or(os.Getenv("PAGEFERRY_BIN"), forGuest())
 	}
 	binary.once.Do(func() {
 		dir, err := os.MkdirTemp("", "Testbinary") // NoLeaks knows such names as Go's own

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -157,8 +158,21 @@ func testRDMASoft(t *testing.T, r *rig) {
 		}
 	}
 	defer restore(t)
-	g := light(t, r)
-	over(t, g.hop("postcopy"), appliance.TransportRDMA, "soft-RoCE device pf_v")
+	g, h := light(t, r), light(t, r)
+	var reps [2]appliance.Report
+	var errs [2]error
+	var both sync.WaitGroup // two at once share them
+	for i, p := range []*guest{g, h} {
+		both.Go(func() { reps[i], errs[i] = p.migrate(p.request("postcopy")) })
+	}
+	both.Wait()
+	for i, p := range []*guest{g, h} {
+		if errs[i] != nil || reps[i].Outcome != appliance.OutcomeDone {
+			t.Fatalf("%v, %s: %s", errs[i], reps[i].Outcome, reps[i].Reason)
+		}
+		over(t, reps[i], appliance.TransportRDMA, "soft-RoCE device pf_v")
+		p.at, p.pid = r.b, reps[i].DestPID
+	}
 	gone := func() error {
 		list, err := netlink.RdmaLinkList()
 		if err == nil && len(list) > 0 {
@@ -166,11 +180,12 @@ func testRDMASoft(t *testing.T, r *rig) {
 		}
 		return err
 	}
-	testutil.Eventually(t, 10*time.Second, gone)
+	testutil.Eventually(t, 30*time.Second, gone)
+	h.verify()
 	// What a killed daemon leaves the next one takes away.
 	rep := g.disturb(t, "postcopy", source, "source/engine/freeze/after", func() { g.at.kill() })
 	t.Logf("%s %s", rep.Outcome, rep.Reason)
-	testutil.Eventually(t, 10*time.Second, gone)
+	testutil.Eventually(t, 30*time.Second, gone)
 	g.verify()
 	r.clean(t)
 }

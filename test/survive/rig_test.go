@@ -58,7 +58,7 @@ func newRig(t *testing.T) *rig {
 }
 
 // newRigIn makes it in a lab that is not like the others, of nodes with more lines of YAML.
-func newRigIn(t *testing.T, cfg lab.Config, config string) *rig {
+func newRigIn(t testing.TB, cfg lab.Config, config string) *rig {
 	t.Helper()
 	r := &rig{t: t, cfg: cfg, yaml: config, keys: filepath.Join(t.TempDir(), "keys")}
 	r.recorder = testutil.NewRecorder(t)
