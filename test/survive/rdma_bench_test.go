@@ -23,7 +23,7 @@ import (
 // fault takes, and when the last page was there.
 func BenchmarkTransports(b *testing.B) {
 	if !vmtest.Inside() {
-		b.Skip("runs in a guest: make bench-rdma")
+		b.Fatal("runs in a guest: make bench-rdma")
 	}
 	x, y := vmtest.Pair(b)
 	r := newRigIn(b, lab.Config{Addrs: []netip.Addr{x.Addr, y.Addr}}, "page_lanes: plain\n")
