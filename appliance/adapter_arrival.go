@@ -362,7 +362,7 @@ func (a *arrival) Stats() migrate.ArrivalStats {
 	us := func(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 	return migrate.ArrivalStats{
 		PagesTotal: st.PagesTotal, PagesResident: st.PagesResident, PagesZero: st.PagesZero,
-		PagesFaulted: st.PagesFaulted, PagesDouble: st.PagesDouble, BytesWire: st.BytesWire, PagesLanded: st.PagesLanded,
+		PagesFaulted: st.PagesFaulted, PagesDouble: st.PagesDouble, BytesWire: st.BytesWire, PagesLanded: st.PagesLanded, PagesOneSided: st.PagesOneSided,
 		FaultP50us: us(st.FaultP50), FaultP99us: us(st.FaultP99), FaultMaxus: us(st.FaultMax),
 	}
 }

@@ -63,8 +63,9 @@ type Report struct {
 	PagesZero       uint64 `json:"pages_zero"`
 	PagesCompressed uint64 `json:"pages_compressed"`
 	PagesFaulted    uint64 `json:"pages_faulted"`
-	PagesDouble     uint64 `json:"pages_double"`   // came twice: a fault overtook its page
-	PagesResident   uint64 `json:"pages_resident"` // at the destination, so far
+	PagesDouble     uint64 `json:"pages_double"`              // came twice: a fault overtook its page
+	PagesOneSided   uint64 `json:"pages_one_sided,omitempty"` // read from the source's memory by RDMA
+	PagesResident   uint64 `json:"pages_resident"`            // at the destination, so far
 
 	// MaxBandwidth is the limit of its page lanes in bytes per second; 0 is none.
 	MaxBandwidth Bandwidth `json:"max_bandwidth,omitempty"`

@@ -23,7 +23,7 @@ func (r *Report) follow(p migrate.Progress) {
 	r.TotalMS = ms(p.Elapsed)
 	r.BytesWire = max(p.BytesWire, p.ArrivalStats.BytesWire)
 	r.PagesTotal, r.PagesResident, r.PagesZero = p.PagesTotal, p.PagesResident, p.PagesZero
-	r.PagesFaulted, r.PagesDouble = p.PagesFaulted, p.PagesDouble
+	r.PagesFaulted, r.PagesDouble, r.PagesOneSided = p.PagesFaulted, p.PagesDouble, p.PagesOneSided
 	r.Faults = Faults{Count: p.PagesFaulted, P50us: p.FaultP50us, P99us: p.FaultP99us, MaxUS: p.FaultMaxus}
 	r.Reason = p.Reason
 	if p.Round > 0 {
@@ -40,6 +40,7 @@ func (r *Report) result(s migrate.Result) {
 		r.BytesMemory = s.BytesMemory
 	}
 	r.BytesWire, r.PagesTotal, r.PagesSent = s.BytesWire, s.PagesTotal, s.PagesSent
+	r.PagesOneSided = s.PagesOneSided
 	r.PagesDouble, r.PagesZero, r.PagesFaulted, r.PagesResident = s.PagesResent, s.PagesZero, s.PagesFaulted, s.PagesResident
 	r.PagesResent = s.PagesResent
 	r.Rounds = r.Rounds[:0]

@@ -191,6 +191,7 @@ type ArrivalStats struct {
 	BytesWire                                                       uint64
 	FaultP50us, FaultP99us, FaultMaxus                              float64
 	PagesLanded                                                     uint64 // while the process ran at the source, resent ones again
+	PagesOneSided                                                   uint64 // read from the source's memory by RDMA
 }
 
 // Host is the destination's daemon as migrate sees it.

@@ -193,6 +193,7 @@ type statsOnAir struct {
 	FaultP99us    float64 `cbor:"8,keyasint"`
 	FaultMaxus    float64 `cbor:"9,keyasint"`
 	PagesLanded   uint64  `cbor:"10,keyasint"`
+	PagesOneSided uint64  `cbor:"11,keyasint,omitempty"`
 }
 
 // wireID is a MigrationID with its length checked.

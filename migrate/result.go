@@ -90,6 +90,7 @@ type Result struct {
 	PagesSent     uint64  `json:"pages_sent"`
 	PagesResent   uint64  `json:"pages_resent"` // came twice: a fault overtook its page
 	PagesZero     uint64  `json:"pages_zero"`
+	PagesOneSided uint64  `json:"pages_one_sided,omitempty"`
 	PagesFaulted  uint64  `json:"pages_faulted"`
 	PagesResident uint64  `json:"pages_resident"`
 	Rounds        []Round `json:"rounds"`

@@ -27,7 +27,7 @@ func (s *Source) result(o Outcome, cause error) (Result, error) {
 	r.Saved = s.cfg.Lanes.Saved()
 	r.BytesWire = max(s.cfg.Lanes.BytesSent(), st.BytesWire)
 	r.PagesResident, r.PagesZero = st.PagesResident, st.PagesZero
-	r.PagesFaulted, r.PagesResent = st.PagesFaulted, st.PagesDouble
+	r.PagesFaulted, r.PagesResent, r.PagesOneSided = st.PagesFaulted, st.PagesDouble, st.PagesOneSided
 	r.PagesSent = st.PagesResident - min(st.PagesZero, st.PagesResident) + st.PagesDouble
 	last := s.lastRound(&r, st)
 	r.Faults = Faults{Count: st.PagesFaulted, P50us: st.FaultP50us, P99us: st.FaultP99us, MaxUS: st.FaultMaxus}

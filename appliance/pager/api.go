@@ -215,6 +215,8 @@ type Stats struct {
 	FilesLost bool `cbor:"30,keyasint,omitempty"`
 	// PagesLanded came before the process was adopted, some of them repeatedly.
 	PagesLanded uint64 `cbor:"21,keyasint"`
+	// PagesOneSided were read from the source's memory by RDMA.
+	PagesOneSided uint64 `cbor:"31,keyasint,omitempty"`
 }
 
 var (

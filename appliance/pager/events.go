@@ -79,6 +79,7 @@ func (s *server) stats() Stats {
 		PagesDropped:  st.Count(pagestore.Dropped),
 		PagesFaulted:  st.Count(pagestore.Faulted),
 		PagesDouble:   st.Count(pagestore.Doubles),
+		PagesOneSided: st.Count(pagestore.OneSided),
 		PagesEager:    uint64(eager),
 		PagesLanded:   landed,
 		BytesWire:     s.fetch.Received(),

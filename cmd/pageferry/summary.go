@@ -53,6 +53,9 @@ func printSummary(w io.Writer, r appliance.Report) {
 	}
 	if r.PagesTotal > 0 {
 		row("pages", "%d, of which %d zero, %d by fault, %d twice", r.PagesTotal, r.PagesZero, r.PagesFaulted, r.PagesDouble)
+		if r.PagesOneSided > 0 {
+			row("one-sided", "%d pages were read from the process's own memory", r.PagesOneSided)
+		}
 		row("wire", "%s", bytesText(float64(r.BytesWire)))
 	}
 	if text := keptText(r); text != "" {

@@ -115,6 +115,9 @@ func testRDMARedis(t *testing.T, r *rig) {
 		rep := g.hopAs(req)
 		over(t, rep, appliance.TransportRDMA, "read one-sided")
 		t.Logf("%s: %.1f s, downtime %.0f ms, resident after %.0f ms; %q", req.Mode, time.Since(began).Seconds(), rep.DowntimeMS, rep.ResidentMS, rep.Remarks)
+		if req.Mode == "postcopy" && rep.PagesOneSided < (rep.PagesTotal-rep.PagesZero)*3/4 {
+			t.Errorf("of %d pages %d were read one-sided", rep.PagesTotal-rep.PagesZero, rep.PagesOneSided)
+		}
 		if i == 1 {
 			before = held(t, r, g)
 		}
