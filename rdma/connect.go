@@ -23,9 +23,9 @@ type Config struct {
 	// that are sent, must stay open until the lane is closed.
 	Pool *transport.Pool
 	// Spin is the longest time that Recv and ReadRemote poll before they sleep, if
-	// they learn that it helps. Zero means 5 ms for ReadRemote, which waits for a
-	// device and never for a peer that has nothing to say, a millisecond on an
-	// urgent lane, and 50 us on others.
+	// they learn that it helps. Zero means 50 us, and on an urgent lane a millisecond for
+	// Recv, and 5 for ReadRemote, which waits for a device and never for a peer that
+	// has nothing to say.
 	Spin time.Duration
 	// AckTimeout is the exponent of the time until an unanswered packet is
 	// repeated, 4.096 us * 2^AckTimeout, up to six times. Zero means 16: a quarter of
@@ -152,9 +152,9 @@ func exchange(over transport.Lane, b []byte, parse func([]byte) error) error {
 func newLane(over transport.Lane, cfg Config) (l *Lane, err error) {
 	recvSpin, readSpin := spin{most: cfg.Spin}, spin{most: cfg.Spin}
 	if cfg.Spin == 0 {
-		recvSpin.most, readSpin.most = 50*time.Microsecond, 5*time.Millisecond
+		recvSpin.most, readSpin.most = 50*time.Microsecond, 50*time.Microsecond
 		if over.ID().Kind == transport.Urgent {
-			recvSpin.most = time.Millisecond
+			recvSpin.most, readSpin.most = time.Millisecond, 5*time.Millisecond
 		}
 	}
 	if cfg.Linger == 0 {

@@ -22,16 +22,19 @@ func (l *lane) remote(req *request, rs []page.Range) ([]transport.Remote, []page
 	return r.Offered().Split(req.space, rs)
 }
 
+// mostRemote is how much is read at a time: what a thread waits for queues behind it.
+const mostRemote = 32 << 10
+
 // sendRemote begins to read; sendMu is held. rest is given back, too, where the lane
 // has ended.
 func (l *lane) sendRemote(req *request, read []transport.Remote, rest []page.Range) bool {
-	size := page.Addr(l.f.cfg.Remote.BufferSize())
+	size := min(page.Addr(l.f.cfg.Remote.BufferSize()), mostRemote)
 	var pieces []transport.Remote
 	rs := make([]page.Range, 0, len(read))
 	for _, m := range read {
 		rs = append(rs, m.Range)
-		for at := m.Range.Start; at < m.Range.End; at += size {
-			m.Range = page.Range{Start: at, End: min(at+size, rs[len(rs)-1].End)}
+		for at, end := m.Range.Start, m.Range.End; at < end; at += size {
+			m.Range = page.Range{Start: at, End: min(at+size, end)}
 			pieces = append(pieces, m)
 		}
 	}

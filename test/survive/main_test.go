@@ -38,10 +38,11 @@ var binary struct {
 // pageferry is the real binary, built once for all tests of the package.
 func pageferry(t testing.TB) string {
 	t.Helper()
-	testutil.Require(t, testutil.Root, testutil.Userfaultfd, testutil.CgroupV2, testutil.Namespaces, testutil.Program("go"))
+	testutil.Require(t, testutil.Root, testutil.Userfaultfd, testutil.CgroupV2, testutil.Namespaces)
 	if vmtest.Inside() {
 		return cmp.Or(os.Getenv("PAGEFERRY_BIN"), forGuest())
 	}
+	testutil.Require(t, testutil.Program("go"))
 	binary.once.Do(func() {
 		dir, err := os.MkdirTemp("", "Testbinary") // NoLeaks knows such names as Go's own
 		if err != nil {
