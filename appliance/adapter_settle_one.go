@@ -240,16 +240,25 @@ func (s *settling) replaced(ctx context.Context, pid int, parts []checkpoint.Set
 	if pid != s.record.PID {
 		return // the page cache is that of all
 	}
-	var src []page.Range
-	for _, u := range s.parts(parts) {
-		src = append(src, u.Src)
-	}
+	src := emptied(s.parts(parts))
 	if len(src) == 0 {
 		return
 	}
 	if err := s.retry(ctx, func(p *pager.Client) error { return p.Replaced(ctx, src) }); err != nil {
 		s.log.Debug("the page cache keeps memory that is not needed", "err", err)
 	}
+}
+
+// emptied are the addresses of the source whose shadows are empty when us have been
+// replaced. Not where a mapping has grown over what another shows still: that shadow has
+// stayed.
+func emptied(us []pager.Unveiling) (src []page.Range) {
+	for _, u := range us {
+		if u.Shadow != 0 {
+			src = append(src, u.Src)
+		}
+	}
+	return src
 }
 
 // reveil is checkpoint.SettleConfig.Kept.
