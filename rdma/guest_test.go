@@ -46,6 +46,7 @@ func TestInGuest(t *testing.T) {
 			{"Rights", testRights},
 			{"Lossy", testLossy},
 			{"IPv6", testIPv6},
+			{"LaneIPv6", func(t *testing.T) { laneBetween(t, nearIPv6, farIPv6) }},
 		} {
 			t.Run(c.name, c.test)
 		}
@@ -135,13 +136,16 @@ func noResources(t testing.TB) {
 	}
 }
 
-func testLane(t *testing.T) {
+func testLane(t *testing.T) { laneBetween(t, nearAddr, farAddr) }
+
+// laneBetween is the conformance suite over lanes between two addresses of the pair.
+func laneBetween(t *testing.T, near, far string) {
 	testutil.Require(t, twoDevices)
 	transporttest.Patience(3 * time.Minute) // emulated, and the host may be at other tests
 	transporttest.Run(t, func(t *testing.T, id transport.LaneID, poolA, poolB *transport.Pool) *transporttest.Pair {
 		noResources(t)
-		a := Config{Device: open(t, farAddr), Pool: poolA}
-		b := Config{Device: open(t, nearAddr), Pool: poolB}
+		a := Config{Device: open(t, far), Pool: poolA}
+		b := Config{Device: open(t, near), Pool: poolB}
 		x, y := connected(t, id, a, b)
 		return &transporttest.Pair{
 			A: x, B: y,

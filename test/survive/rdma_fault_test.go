@@ -143,6 +143,12 @@ func testRDMANotHere(t *testing.T, r *rig) {
 		over(t, g.hop("postcopy"), appliance.TransportTCP, "libibverbs")
 	}
 	shell("umount")
+	// The source may not lock as much memory as lanes take.
+	r.a.limits = []string{"setpriv", "--bounding-set=-ipc_lock,-sys_resource", "--inh-caps=-ipc_lock,-sys_resource", "prlimit", "--memlock=65536:65536"}
+	r.a.restart(t)
+	over(t, g.hop("postcopy"), appliance.TransportTCP, "ulimit -l")
+	r.a.limits = nil
+	r.a.restart(t)
 	req := g.request("stop")
 	req.Transport = appliance.TransportTCP
 	over(t, g.hopAs(req), appliance.TransportTCP, "")

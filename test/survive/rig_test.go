@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -44,7 +45,8 @@ type node struct {
 	host   *lab.Host
 	points *points
 	log    *logBuffer
-	config string // without what all nodes have; more lines of YAML
+	config string   // without what all nodes have; more lines of YAML
+	limits []string // command by which the daemon is run, if it is to be run by one
 	daemon atomic.Pointer[lab.Program]
 
 	starting sync.Mutex // guards that daemon is the one that runs
@@ -170,7 +172,8 @@ func (n *node) launch(t testing.TB) {
 	if err := os.WriteFile(n.path("/run/pageferry/config.yaml"), []byte(text+n.config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(pageferry(t), "daemon", "--config", "/run/pageferry/config.yaml")
+	args := append(slices.Clone(n.limits), pageferry(t), "daemon", "--config", "/run/pageferry/config.yaml")
+	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), appliance.EnvKillPoints+"="+n.points.path)
 	cmd.Stdout, cmd.Stderr = n.log, n.log
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
