@@ -4,9 +4,26 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 )
+
+// PIDs are all processes of the pid namespace that /proc shows, in order.
+func PIDs() ([]int, error) {
+	dir, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, e := range dir {
+		if pid, err := strconv.Atoi(e.Name()); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	slices.Sort(pids)
+	return pids, nil
+}
 
 // Threads lists the tids of a process.
 func Threads(pid int) ([]int, error) {

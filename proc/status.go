@@ -24,6 +24,7 @@ type Status struct {
 	NSSID     []int
 	Kthread   bool // 6.8 and later say so
 	VMSizeKiB uint64
+	RSSKiB    uint64
 	Threads   int
 
 	SigPending, SharedPending, SigBlocked, SigIgnored, SigCaught uint64
@@ -109,6 +110,8 @@ func (s *Status) set(key, v string) (err error) {
 	case "VmSize":
 		s.HasMM = true
 		err = parse(strings.TrimSuffix(v, " kB"), 10, &s.VMSizeKiB)
+	case "VmRSS":
+		err = parse(strings.TrimSuffix(v, " kB"), 10, &s.RSSKiB)
 	case "Threads":
 		err = parse(v, 10, &s.Threads)
 	case "SigPnd":
