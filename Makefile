@@ -9,7 +9,7 @@ ARGS   ?=
 CMD    ?= uname -a; rdma link
 SOAK   ?= 30m
 
-.PHONY: build test guest soak demo bench bench-rdma lint install clean help
+.PHONY: build test guest soak demo bench bench-rdma lint schema install clean help
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ bench-rdma: bin/.modules ## RDMA lanes beside perftest in the guest, medians of 
 lint: bin/.modules ## vet, format and, where it is installed, golangci-lint
 	@scripts/deps.sh libc verbs
 	@scripts/lint.sh
+
+schema: bin/.modules ## configs/schema anew, after keys of a configuration file have changed
+	@scripts/deps.sh libc verbs
+	$(GO) generate ./configs/schema
 
 install: build ## bin/pageferry into $(PREFIX)/bin
 	install -D -m 755 bin/pageferry $(DESTDIR)$(PREFIX)/bin/pageferry

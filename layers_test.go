@@ -24,7 +24,8 @@ const module = "github.com/pageferry/pageferry"
 var layers = map[string]int{
 	"internal/sys": 0,
 
-	"page": 1,
+	"page":              1,
+	"internal/yamlfile": 1,
 
 	"wire":      2,
 	"codec":     2,

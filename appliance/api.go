@@ -20,9 +20,10 @@ import (
 
 // The API is HTTP with JSON bodies over a unix socket of mode 0600. Besides the
 // mode, the peer's credentials are checked (SO_PEERCRED): root, or the user that
-// the daemon runs as.
+// the daemon runs as. With api_listen it is served over mutual TLS as well, to operators.
 //
 //	GET  /v1/daemon                    DaemonInfo
+//	GET  /v1/processes                 []ProcessInfo; pidfile=PATH, repeated, marks whose number is there
 //	POST /v1/migrations                MigrateRequest -> Report (202) or DryRunReport (200)
 //	GET  /v1/migrations                []Report, oldest first
 //	GET  /v1/migrations/{id}           Report; the beginning of an id is enough
@@ -37,7 +38,13 @@ import (
 // MigrateRequest asks a daemon to send a process away. Fields left empty take
 // the daemon's defaults.
 type MigrateRequest struct {
-	PID          int               `json:"pid"`
+	// ID, 32 hexadecimal digits, is the migration's, chosen by whoever may have to ask
+	// again: the same request is carried out once. Empty: the daemon chooses.
+	ID  string `json:"id,omitempty"`
+	PID int    `json:"pid"`
+	// Started, if set, is ProcessInfo.Started: another process that has the number by now
+	// is refused.
+	Started      uint64            `json:"started,omitempty"`
 	To           string            `json:"to"` // host[:port]
 	Mode         string            `json:"mode,omitempty"`
 	Trap         string            `json:"trap,omitempty"`
@@ -143,6 +150,14 @@ func (a *api) handler() http.Handler {
 	mux.HandleFunc("GET /v1/daemon", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, http.StatusOK, a.d.Info())
 	})
+	mux.HandleFunc("GET /v1/processes", func(w http.ResponseWriter, r *http.Request) {
+		ps, err := a.d.Processes(r.URL.Query()["pidfile"])
+		if err != nil {
+			fail(w, err)
+			return
+		}
+		reply(w, http.StatusOK, ps)
+	})
 	mux.HandleFunc("POST /v1/migrations", a.migrate)
 	mux.HandleFunc("GET /v1/migrations", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, http.StatusOK, a.d.registry.list())
@@ -164,7 +179,7 @@ func (a *api) handler() http.Handler {
 	mux.HandleFunc("POST /v1/migrations/{id}/release", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, r, a.d.Release)
 	})
-	return authorised(mux)
+	return mux
 }
 
 // request reads the body of a request, strictly.
@@ -341,10 +356,10 @@ func authorised(next http.Handler) http.Handler {
 	})
 }
 
-// serveAPI serves until ctx ends.
-func (a *api) serve(ctx context.Context, l net.Listener) error {
+// serve serves those whom allow lets through until ctx ends.
+func (a *api) serve(ctx context.Context, l net.Listener, allow func(http.Handler) http.Handler) error {
 	srv := &http.Server{
-		Handler:           a.handler(),
+		Handler:           allow(a.handler()),
 		ConnContext:       connContext,
 		ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),

@@ -3,6 +3,7 @@ package appliance
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,9 @@ import (
 	"net/http"
 	"net/url"
 	"syscall"
+	"time"
+
+	"github.com/pageferry/pageferry/appliance/keys"
 )
 
 // ErrNoDaemon: nobody answers at the API socket.
@@ -23,17 +27,29 @@ var ErrDaemonGone = errors.New("the daemon went away")
 
 // Client talks to a daemon's API. Safe for concurrent use.
 type Client struct {
-	socket string
+	at     string // for people
+	remote bool
 	http   *http.Client
 }
 
 // NewClient is a client of the daemon whose API is at the path socket.
 func NewClient(socket string) *Client {
-	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{
+	return &Client{at: socket, http: &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "unix", socket)
 		},
+	}}}
+}
+
+// NewRemoteClient is a client of the daemon whose API is served at addr, HOST:PORT,
+// under mutual TLS. cfg is what keys.LoadTLS gives for clients; the daemon must be
+// certified under name.
+func NewRemoteClient(addr, name string, cfg *tls.Config) *Client {
+	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 10 * time.Second}, Config: keys.Named(cfg, name)}
+	return &Client{at: addr, remote: true, http: &http.Client{Transport: &http.Transport{
+		DialContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "tcp", addr) },
+		IdleConnTimeout: time.Minute,
 	}}}
 }
 
@@ -57,12 +73,15 @@ func (c *Client) do(ctx context.Context, method, path string, in any) (*http.Res
 	switch {
 	case err == nil:
 		return resp, nil
+	case c.remote && errors.Is(err, syscall.ECONNREFUSED):
+		return nil, fmt.Errorf("%w at %s: start one there whose configuration has api_listen", ErrNoDaemon, c.at)
+	case c.remote:
 	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("%s: permission denied: this needs root, run it with sudo", c.socket)
+		return nil, fmt.Errorf("%s: permission denied: this needs root, run it with sudo", c.at)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return nil, fmt.Errorf("%w at %s: start one with \"pageferry daemon\", or name its socket with --socket", ErrNoDaemon, c.socket)
+		return nil, fmt.Errorf("%w at %s: start one with \"pageferry daemon\", or name its socket with --socket", ErrNoDaemon, c.at)
 	}
-	return nil, fmt.Errorf("daemon at %s: %w", c.socket, err)
+	return nil, fmt.Errorf("daemon at %s: %w", c.at, err)
 }
 
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
@@ -77,6 +96,13 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 func (c *Client) Info(ctx context.Context) (DaemonInfo, error) {
 	var i DaemonInfo
 	return i, c.call(ctx, http.MethodGet, "/daemon", nil, &i)
+}
+
+// Processes are those of the host that can be named to Migrate. Those whose number is in
+// one of the files say so.
+func (c *Client) Processes(ctx context.Context, pidFiles ...string) ([]ProcessInfo, error) {
+	var ps []ProcessInfo
+	return ps, c.call(ctx, http.MethodGet, "/processes?"+url.Values{"pidfile": pidFiles}.Encode(), nil, &ps)
 }
 
 // Migrate begins a migration, which goes on without the caller.

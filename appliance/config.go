@@ -5,11 +5,9 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
-	"slices"
 	"strconv"
-	"strings"
 
-	"github.com/pageferry/pageferry/migrate"
+	"github.com/pageferry/pageferry/internal/yamlfile"
 )
 
 // DefaultPort is where daemons listen for their peers.
@@ -26,6 +24,11 @@ type Config struct {
 	Name string `yaml:"name"`
 	// Listen is the address for peers. Default ":7300".
 	Listen string `yaml:"listen"`
+	// APIListen is the address at which the API is served to other hosts, under mutual TLS
+	// to those whose certificate names one of Operators. Default: nowhere.
+	APIListen string `yaml:"api_listen"`
+	// Operators may use the API over the network, by the name in their certificate.
+	Operators []string `yaml:"operators"`
 	// TLS names the files for mutual TLS.
 	TLS *TLSFiles `yaml:"tls"`
 	// Insecure runs without TLS: anyone who reaches the port can put a process
@@ -34,23 +37,23 @@ type Config struct {
 	// PageLanes is "tls" or "plain"; "plain" leaves the pages unencrypted
 	// while control stays under TLS, and both hosts must agree. Default "tls",
 	// with Insecure "plain".
-	PageLanes string `yaml:"page_lanes"`
+	PageLanes string `yaml:"page_lanes" oneof:"tls plain"`
 	// StateDir holds what must survive a reboot: the journal and the reports.
 	// Default /var/lib/pageferry.
-	StateDir string `yaml:"state_dir"`
+	StateDir string `yaml:"state_dir" form:"path"`
 	// RunDir holds sockets and what need not survive. Default /run/pageferry.
-	RunDir string `yaml:"run_dir"`
+	RunDir string `yaml:"run_dir" form:"path"`
 	// FilesDir is where files are kept that an arriving process has mapped and this host
 	// lacks: it then maps the copy, which those of one user share and the kernel can drop
 	// and read again. Nobody removes them. Processes must be able to reach the directory,
 	// and have private memory instead where they cannot. Default: no copies, private
 	// memory.
-	FilesDir string `yaml:"files_dir"`
-	// Socket is the API's. Default api.sock in RunDir.
-	Socket string `yaml:"socket"`
+	FilesDir string `yaml:"files_dir" form:"path"`
+	// Socket is the API's. Default: api.sock in run_dir.
+	Socket string `yaml:"socket" form:"path"`
 	// BulkLanes is how many connections carry the background pages of a migration
 	// that does not say otherwise. 1 to 16, default 2.
-	BulkLanes int `yaml:"bulk_lanes"`
+	BulkLanes int `yaml:"bulk_lanes" min:"1" max:"16"`
 	// Window bounds the bytes in flight on a bulk lane. 64 KiB to 16 MiB,
 	// default 256 KiB: more makes faults queue behind background pages.
 	Window Size `yaml:"window"`
@@ -58,54 +61,49 @@ type Config struct {
 	// Idle is "poll" or "sleep": what idle processors do from the moment that a
 	// process is about to be frozen until all its pages have moved. Polling makes
 	// the switch and every fault shorter, and costs power. Default "poll".
-	Idle string `yaml:"idle"`
+	Idle string `yaml:"idle" oneof:"poll sleep"`
 
 	// SoftRoCE is what happens where page lanes could go over RDMA, but for a device
 	// on the way to the peer: "off" nothing, "auto" one of soft-RoCE is made if the
 	// kernel's module for it is loaded, "on" the module is loaded as well. The device
 	// is removed when nobody needs it. Default "auto".
-	SoftRoCE string `yaml:"soft_roce"`
+	SoftRoCE string `yaml:"soft_roce" oneof:"off auto on"`
 
-	Limits   Limits   `yaml:"limits"`
+	// Limits of what this host takes.
+	Limits Limits `yaml:"limits"`
+	// Defaults where a migration does not say otherwise.
 	Defaults Defaults `yaml:"defaults"`
 	// LogLevel is debug, info, warn or error. Default info.
-	LogLevel string `yaml:"log_level"`
+	LogLevel string `yaml:"log_level" oneof:"debug info warn error"`
 }
 
 // Limits is what this host takes.
 type Limits struct {
 	// Incoming migrations at one time. Default 8.
-	Incoming int `yaml:"incoming"`
+	Incoming int `yaml:"incoming" min:"1"`
 	// MemoryReserve stays free on this host whatever arrives. Default 256 MiB.
 	MemoryReserve Size `yaml:"memory_reserve"`
 	// Peers that may send processes here, by the name in their certificate.
 	// Default: all whose certificate the authority signed.
 	Peers []string `yaml:"peers"`
 	// Reports of finished migrations that are kept. Default 200.
-	Reports int `yaml:"reports"`
+	Reports int `yaml:"reports" min:"1"`
 }
 
 // Defaults stand where a migration does not say otherwise.
 type Defaults struct {
-	Mode         string `yaml:"mode"`           // auto (default), hybrid, precopy, postcopy or stop
-	Transport    string `yaml:"transport"`      // auto (default), rdma or tcp
-	TCP          string `yaml:"tcp"`            // refuse (default) or close
-	PIDNS        string `yaml:"pidns"`          // auto (default), host or new
-	OnSourceExit string `yaml:"on_source_exit"` // kill (default), exit0 or stop-unit
-	// Shown is drop (default) or keep: see ShownKeep.
-	Shown string `yaml:"shown"`
+	Mode         string `yaml:"mode" oneof:"auto hybrid precopy postcopy stop"` // when pages move: auto (default), hybrid, precopy, postcopy or stop
+	Transport    string `yaml:"transport" oneof:"auto rdma tcp"`                // what page lanes go over: auto (default), rdma or tcp
+	TCP          string `yaml:"tcp" oneof:"refuse close"`                       // established connections: refuse (default) or close
+	PIDNS        string `yaml:"pidns" oneof:"auto host new"`                    // where a process keeps its pid: auto (default), host or new
+	OnSourceExit string `yaml:"on_source_exit" oneof:"kill exit0 stop-unit"`    // how the copy at the source ends: kill (default), exit0 or stop-unit
+	// Shown is drop (default) or keep: what shows a process's memory as files stays until
+	// "pageferry release".
+	Shown string `yaml:"shown" oneof:"drop keep"`
 	// MaxBandwidth limits the page lanes of each migration, as in 10Gbit or
 	// 500MiB per second; none is the default.
-	MaxBandwidth string `yaml:"max_bandwidth"`
+	MaxBandwidth string `yaml:"max_bandwidth" form:"bandwidth"`
 }
-
-// FieldError is a value of the configuration that cannot be used.
-type FieldError struct {
-	Field string // as in YAML: "limits.incoming"
-	Msg   string
-}
-
-func (e *FieldError) Error() string { return e.Field + ": " + e.Msg }
 
 // WithDefaults is c with every unset field at its default.
 func (c Config) WithDefaults(hostname string) Config {
@@ -156,20 +154,20 @@ func (c *Config) Validate() error {
 	bad := func(field, format string, args ...any) error {
 		return &FieldError{Field: field, Msg: fmt.Sprintf(format, args...)}
 	}
-	oneOf := func(field, v string, allowed ...string) error {
-		if v == "" || slices.Contains(allowed, v) {
-			return nil
+	for field, listen := range map[string]string{"listen": c.Listen, "api_listen": c.APIListen} {
+		if listen == "" {
+			continue
 		}
-		return bad(field, "%q is not known; it is one of %s", v, strings.Join(allowed, ", "))
-	}
-	if c.Listen != "" {
-		_, port, err := net.SplitHostPort(c.Listen)
+		_, port, err := net.SplitHostPort(listen)
 		if err != nil {
-			return bad("listen", "%q is not HOST:PORT or :PORT", c.Listen)
+			return bad(field, "%q is not HOST:PORT or :PORT", listen)
 		}
 		if p, err := strconv.ParseUint(port, 10, 16); err != nil || p == 0 {
-			return bad("listen", "%q is not a port number", port)
+			return bad(field, "%q is not a port number", port)
 		}
+	}
+	if err := c.validateAPI(bad); err != nil {
+		return err
 	}
 	switch {
 	case c.TLS == nil && !c.Insecure:
@@ -183,10 +181,7 @@ func (c *Config) Validate() error {
 			}
 		}
 	}
-	if err := oneOf("page_lanes", c.PageLanes, "tls", "plain"); err != nil {
-		return err
-	}
-	if err := oneOf("idle", c.Idle, "poll", "sleep"); err != nil {
+	if err := yamlfile.CheckTags(c); err != nil {
 		return err
 	}
 	if c.Insecure && c.PageLanes == "tls" {
@@ -203,17 +198,8 @@ func (c *Config) Validate() error {
 	if len(c.Socket) > 107 {
 		return bad("socket", "is longer than the 107 bytes of a unix socket's path")
 	}
-	if c.BulkLanes != 0 && (c.BulkLanes < 1 || c.BulkLanes > 16) {
-		return bad("bulk_lanes", "%d is not between 1 and 16", c.BulkLanes)
-	}
 	if c.Window != 0 && (c.Window < 64<<10 || c.Window > 16<<20) {
 		return bad("window", "%s is not between 64KiB and 16MiB", c.Window)
-	}
-	if c.Limits.Incoming < 0 {
-		return bad("limits.incoming", "%d is negative", c.Limits.Incoming)
-	}
-	if c.Limits.Reports < 0 {
-		return bad("limits.reports", "%d is negative", c.Limits.Reports)
 	}
 	for _, p := range c.Limits.Peers {
 		if p == "" {
@@ -225,20 +211,6 @@ func (c *Config) Validate() error {
 	}
 	if _, err := ParseBandwidth(c.Defaults.MaxBandwidth); err != nil {
 		return bad("defaults.max_bandwidth", "%v", err)
-	}
-	for _, e := range []error{
-		oneOf("defaults.mode", c.Defaults.Mode, modeAuto, string(migrate.ModeHybrid), string(migrate.ModePreCopy), string(migrate.ModePostCopy), string(migrate.ModeStop)),
-		oneOf("soft_roce", c.SoftRoCE, SoftOff, SoftAuto, SoftOn),
-		oneOf("defaults.transport", c.Defaults.Transport, TransportAuto, TransportRDMA, TransportTCP),
-		oneOf("defaults.tcp", c.Defaults.TCP, "refuse", "close"),
-		oneOf("defaults.pidns", c.Defaults.PIDNS, "auto", "host", "new"),
-		oneOf("defaults.on_source_exit", c.Defaults.OnSourceExit, "kill", "exit0", "stop-unit"),
-		oneOf("defaults.shown", c.Defaults.Shown, ShownDrop, ShownKeep),
-		oneOf("log_level", c.LogLevel, "debug", "info", "warn", "error"),
-	} {
-		if e != nil {
-			return e
-		}
 	}
 	return nil
 }

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pageferry/pageferry/migrate"
+	"github.com/pageferry/pageferry/proc"
 	"github.com/pageferry/pageferry/transport"
 )
 
@@ -148,8 +149,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 			return nil
 		}
 		d.log.Info("ready", "name", d.config.Name, "listen", d.config.Listen, "socket", d.config.Socket)
-		return (&api{d: d, log: d.log}).serve(ctx, l)
+		return (&api{d: d, log: d.log}).serve(ctx, l, authorised)
 	})
+	g.Go(func() error { return d.serveNetwork(ctx, ready) })
 	err = g.Wait()
 	d.runs.Wait()
 	if cerr := d.links.close(); cerr != nil {
@@ -229,7 +231,13 @@ func (d *Daemon) Migrate(req MigrateRequest) (Report, error) {
 			return Report{}, &migrate.Refusal{Reasons: []string{fmt.Sprintf("transport rdma: %v", err)}}
 		}
 	}
-	if opts.Migration, err = newMigrationID(); err != nil {
+	if opts.Migration, err = requestedID(req.ID); err != nil {
+		return Report{}, err
+	}
+	if rep, ok := d.registry.known(opts.Migration, RoleSource); ok {
+		return rep, nil // it is asked for again
+	}
+	if err := sameProcess(req); err != nil {
 		return Report{}, err
 	}
 	m := newMigration(opts.Migration, RoleSource, Report{
@@ -264,6 +272,32 @@ func (d *Daemon) Migrate(req MigrateRequest) (Report, error) {
 	}
 	rep, _ := m.snapshot()
 	return rep, nil
+}
+
+// requestedID is the id that a request names, or a new one.
+func requestedID(text string) (id transport.MigrationID, err error) {
+	if text == "" {
+		return newMigrationID()
+	}
+	if id, err = transport.ParseMigrationID(text); err != nil {
+		return id, &UsageError{Msg: fmt.Sprintf("%q is no id of a migration: 32 hexadecimal digits", text)}
+	}
+	return id, nil
+}
+
+// sameProcess refuses a pid that is another process's by now.
+func sameProcess(req MigrateRequest) error {
+	if req.Started == 0 {
+		return nil
+	}
+	st, err := proc.ReadStat(req.PID)
+	if err == nil && st.StartTime != req.Started {
+		err = errors.New("the number is another process's by now")
+	}
+	if err != nil {
+		return &migrate.Refusal{Reasons: []string{fmt.Sprintf("process %d: %v", req.PID, err)}}
+	}
+	return nil
 }
 
 func newMigrationID() (id transport.MigrationID, err error) {

@@ -372,7 +372,7 @@ func TestAPISocketIsPrivate(t *testing.T) {
 	}
 	// A request whose sender is not known is not served.
 	w := httptest.NewRecorder()
-	(&api{d: a.Daemon, log: testLogger(t)}).handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v1/daemon", nil))
+	authorised((&api{d: a.Daemon, log: testLogger(t)}).handler()).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v1/daemon", nil))
 	if w.Code != http.StatusForbidden {
 		t.Errorf("a stranger got %d", w.Code)
 	}

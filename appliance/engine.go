@@ -160,9 +160,12 @@ type HostOptions struct {
 
 // TLSFiles are the paths of PEM files for mutual TLS.
 type TLSFiles struct {
-	CA   string `yaml:"ca" json:"ca"`
-	Cert string `yaml:"cert" json:"cert"`
-	Key  string `yaml:"key" json:"key"`
+	// CA is the authority that signed the certificates of all hosts.
+	CA string `yaml:"ca" json:"ca" need:"1"`
+	// Cert is the certificate of who uses it.
+	Cert string `yaml:"cert" json:"cert" need:"1"`
+	// Key is the certificate's private key.
+	Key string `yaml:"key" json:"key" need:"1"`
 }
 
 // Inspection is what a process is made of, item by item.

@@ -127,6 +127,16 @@ func (r *registry) forget(m *migration) {
 	r.live = slices.DeleteFunc(r.live, func(o *migration) bool { return o == m })
 }
 
+// known is the report of a migration of that very id and role.
+func (r *registry) known(id transport.MigrationID, role Role) (Report, bool) {
+	for _, rep := range r.list() {
+		if rep.ID == id.String() && rep.Role == role {
+			return rep, true
+		}
+	}
+	return Report{}, false
+}
+
 // list is every known migration, oldest first.
 func (r *registry) list() []Report {
 	r.mu.Lock()

@@ -104,7 +104,7 @@ on this host. To see it all on one machine: sudo pageferry demo`,
 		a.daemonCommand(), a.migrateCommand(), a.inspectCommand(),
 		a.checkpointCommand(), a.restoreCommand(),
 		a.listCommand(), a.showCommand(), a.watchCommand(), a.cancelCommand(), a.releaseCommand(), a.resolveCommand(),
-		a.keysCommand(), a.doctorCommand(), a.demoCommand(), a.workloadCommand(),
+		a.bulkCommand(), a.keysCommand(), a.doctorCommand(), a.demoCommand(), a.workloadCommand(),
 		a.pagerCommand(), a.restoreTailCommand(),
 	)
 	return root
