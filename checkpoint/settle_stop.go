@@ -257,7 +257,7 @@ func (t *Settler) clear(tids []int) error {
 func (t *Settler) outside(tids []int) error {
 	for _, r := range t.left {
 		for _, tid := range tids {
-			if in, err := inject.Inside(t.s.tr, tid, r); err != nil {
+			if in, err := t.target.Inside(tid, r); err != nil {
 				return err
 			} else if in {
 				return errInside

@@ -177,11 +177,17 @@ func Left(maps []proc.Mapping, mem *proc.Memory) []Kept {
 	return out
 }
 
-// Inside reports whether thread tid, which is stopped, executes something in r.
-func Inside(tr *proc.Tracer, tid int, r page.Range) (in bool, err error) {
-	tr.Do(func() {
+// Inside reports whether thread tid, which is stopped, executes something in r when it
+// goes on: one that a batch of this stop has run on stands in the area of the target until
+// Rest.
+func (t *Target) Inside(tid int, r page.Range) (in bool, err error) {
+	t.tr.Do(func() {
 		var regs sys.Regs
-		err = sys.PtraceGetRegs(tid, &regs)
+		if th := t.threads[tid]; th != nil && th.entered {
+			regs = th.how.Ready
+		} else {
+			err = sys.PtraceGetRegs(tid, &regs)
+		}
 		in = r.Contains(page.Addr(regs.Rip))
 	})
 	return in, err

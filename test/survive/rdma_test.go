@@ -26,7 +26,11 @@ func TestOverRDMA(t *testing.T) {
 	begin(t)
 	takeAlong(t)
 	testutil.CC(t, "everything")
-	vmtest.Run(t, 20*time.Minute, func(t *testing.T) {
+	limit := 20 * time.Minute
+	if rdmaHops() > 10 {
+		limit += time.Duration(rdmaHops()) * 10 * time.Second
+	}
+	vmtest.Run(t, limit, func(t *testing.T) {
 		top := t
 		a, b := vmtest.Pair(t)
 		r := newRigIn(t, lab.Config{Addrs: []netip.Addr{a.Addr, b.Addr}}, "page_lanes: plain\n")
@@ -74,13 +78,9 @@ func (g *guest) patient(mode string) appliance.MigrateRequest {
 
 // testRDMARedis: a server under load goes there and back, in all modes, by one-sided
 // reads, and leaves nothing in the kernel, in the daemons or pinned. Both hosts are in
-// one network namespace, so it has another address on each. PAGEFERRY_RDMA_HOPS says how
-// often.
+// one network namespace, so it has another address on each.
 func testRDMARedis(t *testing.T, r *rig) {
-	hops := 10
-	if n, err := strconv.Atoi(os.Getenv("PAGEFERRY_RDMA_HOPS")); err == nil {
-		hops = n
-	}
+	hops := rdmaHops()
 	g := r.server(t, r.a, "redis-server", "--port", strconv.Itoa(servicePort), "--bind", r.a.addr(), "--save", "", "--appendonly", "no",
 		"--dir", t.TempDir(), "--protected-mode", "no", "--enable-debug-command", "yes")
 	do := func(args ...string) string {
@@ -135,6 +135,14 @@ func testRDMARedis(t *testing.T, r *rig) {
 	}
 	g.end()
 	r.clean(t)
+}
+
+// rdmaHops is how often the server moves: 10 times, or what PAGEFERRY_RDMA_HOPS says.
+func rdmaHops() int {
+	if n, err := strconv.Atoi(os.Getenv("PAGEFERRY_RDMA_HOPS")); err == nil {
+		return n
+	}
+	return 10
 }
 
 // counting counts in a server until stop, and compares every answer: an
