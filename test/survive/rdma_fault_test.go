@@ -165,19 +165,20 @@ func testRDMASoft(t *testing.T, r *rig) {
 	}
 	defer restore(t)
 	g, h := light(t, r), light(t, r)
-	var reps [2]appliance.Report
-	var errs [2]error
-	var both sync.WaitGroup // two at once share them
-	for i, p := range []*guest{g, h} {
-		both.Go(func() { reps[i], errs[i] = p.migrate(p.request("postcopy")) })
-	}
-	both.Wait()
-	for i, p := range []*guest{g, h} {
-		if errs[i] != nil || reps[i].Outcome != appliance.OutcomeDone {
-			t.Fatalf("%v, %s: %s", errs[i], reps[i].Outcome, reps[i].Reason)
+	// The guest may be too slow for the lanes' handshake: then it is TCP, and they move on.
+	for try := 1; ; try++ {
+		reps := bothAtOnce(t, r, g, h)
+		late := func(rep appliance.Report) bool {
+			return rep.Transport == appliance.TransportTCP && strings.Contains(strings.Join(rep.Remarks, "\n"), "deadline exceeded")
 		}
-		over(t, reps[i], appliance.TransportRDMA, "soft-RoCE device pf_v")
-		p.at, p.pid = r.b, reps[i].DestPID
+		if try < 4 && (late(reps[0]) || late(reps[1])) {
+			t.Logf("once more: %q %q", reps[0].Remarks, reps[1].Remarks)
+			continue
+		}
+		for _, rep := range reps {
+			over(t, rep, appliance.TransportRDMA, "soft-RoCE device pf_v")
+		}
+		break
 	}
 	gone := func() error {
 		list, err := netlink.RdmaLinkList()
@@ -194,4 +195,23 @@ func testRDMASoft(t *testing.T, r *rig) {
 	testutil.Eventually(t, 30*time.Second, gone)
 	g.verify()
 	r.clean(t)
+}
+
+// bothAtOnce moves two programs at one time from where they are to the other host; two at
+// once share its devices.
+func bothAtOnce(t *testing.T, r *rig, gs ...*guest) []appliance.Report {
+	t.Helper()
+	reps, errs := make([]appliance.Report, len(gs)), make([]error, len(gs))
+	var all sync.WaitGroup
+	for i, p := range gs {
+		all.Go(func() { reps[i], errs[i] = p.migrate(p.request("postcopy")) })
+	}
+	all.Wait()
+	for i, p := range gs {
+		if errs[i] != nil || reps[i].Outcome != appliance.OutcomeDone {
+			t.Fatalf("%v, %s: %s", errs[i], reps[i].Outcome, reps[i].Reason)
+		}
+		p.at, p.pid = r.other(p.at), reps[i].DestPID
+	}
+	return reps
 }
